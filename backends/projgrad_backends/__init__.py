@@ -1,0 +1,1 @@
+"""What differs per framework, and only that; imported through the doors of `projgrad`."""

@@ -1,0 +1,1 @@
+"""projgrad on jax."""

@@ -1,0 +1,53 @@
+"""The Array API functions of PyTorch."""
+
+from __future__ import annotations
+
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import array_api_compat.torch
+import torch
+from projgrad.frozen import FrozenArray
+from projgrad.namespace import Namespace
+
+__all__ = ["xp"]
+
+_SINGLE_FROM = {torch.float16, torch.bfloat16}
+
+
+class TorchNamespace(Namespace):
+    """array-api-compat's functions, with what is quicker or differentiable in PyTorch."""
+
+    def upcast(self, x: torch.Tensor) -> torch.Tensor:
+        return x.float() if x.dtype in _SINGLE_FROM else x
+
+    def is_complex(self, x: torch.Tensor) -> bool:
+        return x.is_complex()
+
+    def stop_gradient(self, x: torch.Tensor) -> torch.Tensor:
+        return x.detach()
+
+    def constant(self, value: FrozenArray, like: torch.Tensor) -> torch.Tensor:
+        return _constant(value, like.dtype, like.device)
+
+    def accurate_sum(self, x: torch.Tensor, axes: tuple[int, ...]) -> torch.Tensor:
+        if not axes:
+            return x
+        if torch.compiler.is_compiling():  # compiled sums run along the axis one by one
+            return super().accurate_sum(x, axes)
+        return torch.sum(x, axes, keepdim=True)  # torch adds in a cascade
+
+
+_constants: WeakKeyDictionary[FrozenArray, dict[Any, torch.Tensor]] = WeakKeyDictionary()
+
+
+@torch.compiler.assume_constant_result
+def _constant(value: FrozenArray, dtype: torch.dtype, device: Any) -> torch.Tensor:
+    # kept on the device, so that a step copies nothing to it
+    copies = _constants.setdefault(value, {})
+    if (dtype, device) not in copies:
+        copies[dtype, device] = torch.as_tensor(xp.finite(value, dtype), dtype=dtype, device=device)
+    return copies[dtype, device]
+
+
+xp = TorchNamespace(array_api_compat.torch)

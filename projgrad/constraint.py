@@ -1,0 +1,149 @@
+"""The base of all constraints: what follows from a set's `solve`."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import replace
+from typing import Any, ClassVar, Self
+
+from projgrad.axes import INCOMING, Axis, check_axis, numeric_axes
+from projgrad.moves import Move
+from projgrad.namespace import Array, Namespace, native
+from projgrad.precision import precision
+
+__all__ = ["Constraint"]
+
+
+class Constraint(ABC):
+    """A set of allowed values; `project` gives the nearest of them.
+
+    A new set is a frozen dataclass that derives from this class, is registered with `projgrad.register`, and defines
+    `solve`. Its fields are its parameters: they make the `repr`, equality, hash and `to_dict`. A field called `axis` or
+    `rate` has the meaning it has everywhere in projgrad.
+    """
+
+    axis: Axis = None
+    rate: float = 1.0
+    #: complex arrays are accepted
+    complex_valued: ClassVar[bool] = False
+
+    @abstractmethod
+    def solve(self, x: Array, xp: Namespace, metric: Array | None = None) -> Move:
+        """The move from `x` to its nearest point in the set (with `rate` 1).
+
+        Args:
+            x: an array with at least one entry.
+            xp: the functions to call on it.
+            metric: a positive weight h per entry, for the point that minimises ``sum(h * (y - x)**2)``. Always None in
+                this version.
+        """
+
+    def check_shape(self, shape: tuple[int, ...]) -> None:
+        """Raise ValueError when no array of this shape can be projected."""
+        numeric_axes(self.axis, len(shape))
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "axis", check_axis(self.axis))
+        if not (isinstance(self.rate, int | float) and 0 < self.rate <= 1):
+            raise ValueError(f"{type(self).__name__}: rate={self.rate!r} must be a number above 0 and at most 1")
+
+    def move(self, x: Array, xp: Namespace) -> Move:
+        """`solve`, relaxed by `rate`."""
+        move = self.solve(x, xp)
+        return move if self.rate == 1 else move.relaxed(self.rate)
+
+    def project(self, x: Any) -> Any:
+        """The point of the set nearest to `x`, or ``(1 - rate) * x + rate * P(x)`` where `rate` is below 1.
+
+        Args:
+            x: a floating-point array of any framework, or a variable that holds one.
+
+        Returns:
+            An array of the same framework, dtype, device and shape. Groups that are in the set, up to
+            `projgrad.tolerance`, come back bit for bit.
+
+        Raises:
+            TypeError: `x` is not an array, or not floating-point.
+            ValueError: an axis does not exist in `x`, or is "incoming", which an array alone does not tell.
+        """
+        x, xp = self._checked(x)
+        return self.move(x, xp).apply(x, xp) if _size(x) else x
+
+    def __call__(self, x: Any) -> Any:
+        """`project`, so that a constraint can stand wherever a function of the weights can."""
+        return self.project(x)
+
+    def violation(self, x: Any) -> Any:
+        """The distance of every group of `x` from the set, as an array without the axes of the set.
+
+        In a set that holds for every entry by itself, that has the shape of `x`. An empty group has the distance 0.
+        """
+        x, xp = self._checked(x)
+        if not _size(x):
+            axes = numeric_axes(self.axis, len(x.shape))
+            kept = tuple(n for i, n in enumerate(x.shape) if i not in axes)
+            return xp.zeros(kept, dtype=getattr(xp, precision(x.dtype).compute))
+        return self.solve(x, xp).distance(x, xp)
+
+    def contains(self, x: Any, tol: float | None = None) -> bool:
+        """Whether every group of `x` is within the distance `tol` of the set (by default: `projgrad.tolerance`)."""
+        x, xp = self._checked(x)
+        if not _size(x):
+            return True
+        move = self.solve(x, xp)
+        return bool(xp.all(move.keep(x, xp) if tol is None else move.distance(x, xp) <= tol))
+
+    def bind(self, shape: tuple[int, ...], incoming: tuple[int, ...] | str) -> Self:
+        """This constraint for a parameter of the given shape, with its axes as numbers.
+
+        Args:
+            shape: of the parameter.
+            incoming: its "incoming" axes, or the reason why it has none.
+
+        Raises:
+            ValueError: the axes do not exist, or the constraint does not fit the shape.
+        """
+        bound = self
+        if self.axis == INCOMING:
+            if isinstance(incoming, str):
+                raise ValueError(incoming)
+            bound = replace(self, axis=incoming)  # type: ignore[type-var]
+        if bound.axis is not None:
+            axes = numeric_axes(bound.axis, len(shape))
+            bound = replace(bound, axis=axes[0] if len(axes) == 1 else axes)  # type: ignore[type-var]
+        bound.check_shape(shape)
+        return bound
+
+    def to_dict(self) -> dict[str, Any]:
+        """The constraint as plain JSON, for `projgrad.from_dict`."""
+        from projgrad.registry import to_dict
+
+        return to_dict(self)
+
+    # Keras saves a constraint that stands on one of its layers by these two.
+
+    def get_config(self) -> dict[str, Any]:
+        """The fields as plain JSON."""
+        return {k: v for k, v in self.to_dict().items() if k != "type"}
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> Self:
+        """The constraint of these fields."""
+        from projgrad.registry import decode
+
+        return cls(**{k: decode(v) for k, v in config.items()})
+
+    def _checked(self, x: Any) -> tuple[Array, Namespace]:
+        x, xp = native(x)
+        precision(x.dtype)
+        if xp.is_complex(x) and not self.complex_valued:
+            raise TypeError(f"{type(self).__name__} is a set of real numbers; the array has dtype {x.dtype}")
+        self.check_shape(tuple(x.shape))
+        return x, xp
+
+
+def _size(x: Array) -> int:
+    size = 1
+    for n in x.shape:
+        size *= n
+    return size

@@ -1,0 +1,51 @@
+"""Arrays as parameters of a constraint: read-only, hashable, comparable, and shown as nested lists."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+__all__ = ["FrozenArray"]
+
+
+class FrozenArray:
+    """A float64 array that cannot change.
+
+    Args:
+        values: a real array, or nested lists; "inf" and "-inf" stand for infinities.
+
+    Raises:
+        ValueError: it is not a rectangular array of real numbers.
+    """
+
+    def __init__(self, values: Any) -> None:
+        if hasattr(values, "detach"):  # a torch tensor that requires a gradient does not convert by itself
+            values = values.detach().cpu()
+        try:
+            self._values = np.array(values, dtype=np.float64)
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"not an array of real numbers: {error}") from None
+        self._values.flags.writeable = False
+        self._hash = hash((self._values.shape, self._values.tobytes()))
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        return self._values.astype(dtype) if dtype or copy else self._values
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The shape."""
+        return self._values.shape
+
+    def tolist(self) -> Any:
+        """The entries as nested lists."""
+        return self._values.tolist()
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, FrozenArray) and np.array_equal(self._values, other._values)
+
+    def __hash__(self) -> int:
+        return self._hash
+
+    def __repr__(self) -> str:
+        return repr(self.tolist()).replace("inf", "float('inf')")

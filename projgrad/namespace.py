@@ -1,0 +1,150 @@
+"""Which framework an array belongs to, and the functions the sets call on it.
+
+The sets call the Array API standard plus the few extensions that are methods of `Namespace`. `native` is the one place
+where the core looks for a framework: only among those already imported, so that projgrad itself imports none.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import array_api_compat
+import numpy as np
+
+from projgrad.frozen import FrozenArray
+from projgrad.precision import precision
+
+__all__ = ["Array", "Namespace", "native"]
+
+Array = Any  # an array of any framework; the standard has no common type to name
+
+_BLOCK = 32  # terms that are added one after the other; a longer sum goes block by block
+
+
+class Namespace:
+    """The Array API functions of one framework, with the extensions that projgrad needs."""
+
+    def __init__(self, module: Any) -> None:
+        self.module = module
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.module, name)
+
+    def value(self, x: Any) -> Array:
+        """The array itself, where a framework also has variables that hold one."""
+        return x
+
+    def upcast(self, x: Array) -> Array:
+        """`x` in the dtype projgrad computes in: float32 for float16 and bfloat16, else its own."""
+        name = precision(x.dtype).compute
+        if self.is_complex(x) or str(x.dtype).endswith(name):
+            return x
+        return self.astype(x, getattr(self, name))
+
+    def is_complex(self, x: Array) -> bool:
+        """Whether the entries of `x` are complex."""
+        return "complex" in str(x.dtype)
+
+    def largest(self, dtype: Any) -> float:
+        """The largest finite number of a real dtype."""
+        return float(self.finfo(dtype).max)
+
+    def constant(self, value: FrozenArray, like: Array) -> Array:
+        """A frozen array with the dtype and device of `like`; a finite number stays finite."""
+        device = array_api_compat.device(like)
+        return self.asarray(self.finite(value, like.dtype), dtype=like.dtype, device=device)
+
+    def finite(self, value: FrozenArray, dtype: Any) -> np.ndarray:
+        """The numbers of `value`, the finite ones limited to what `dtype` can hold."""
+        numbers, most = np.asarray(value), self.largest(dtype)
+        return np.where(np.isfinite(numbers), np.clip(numbers, -most, most), numbers)
+
+    def stop_gradient(self, x: Array) -> Array:
+        """`x`, held constant in differentiation."""
+        return x
+
+    def divide(self, x: Array, by: Array) -> Array:
+        """`x / by`, real or complex `x` by real `by`."""
+        return x / by
+
+    def times(self, x: Array, by: Array) -> Array:
+        """`x * by`, real or complex `x` by real `by`."""
+        return x * by
+
+    def accurate_sum(self, x: Array, axes: tuple[int, ...]) -> Array:
+        """The sum over `axes`, kept as axes of length 1, with an error that grows as the logarithm of their length."""
+        for axis in axes:
+            x = self._sum_in_blocks(x, axis)
+        return x
+
+    def _sum_in_blocks(self, x: Array, axis: int) -> Array:
+        before, after = tuple(x.shape[:axis]), tuple(x.shape[axis + 1 :])
+        while x.shape[axis] > _BLOCK:
+            length = x.shape[axis]
+            blocks = length // _BLOCK
+            skip = (slice(None),) * axis
+            rest = x[(*skip, slice(blocks * _BLOCK, length), ...)]
+            x = self.reshape(x[(*skip, slice(0, blocks * _BLOCK), ...)], (*before, blocks, _BLOCK, *after))
+            x = self.sum(x, axis=axis + 1)
+            if length % _BLOCK:
+                x = self.concat([x, self.sum(rest, axis=axis, keepdims=True)], axis=axis)
+        return self.sum(x, axis=axis, keepdims=True)
+
+    def norm(self, x: Array, axes: tuple[int, ...]) -> tuple[Array, Array]:
+        """The l2 norm of every group of `x` along `axes` as two factors, `m` and `u`, with ``norm = m * u``.
+
+        Neither factor overflows or underflows, although their product and the squares of the entries may. A group with
+        an infinity or NaN has the norm NaN. Both keep `axes` with length 1; the derivative is that of ``m * u``, and 0
+        for a group of zeros.
+        """
+        x = self.upcast(x)
+        m = self.abs(x)
+        if axes:
+            m = self.max(m, axis=axes, keepdims=True)
+        m = self.where(self.isfinite(m), m, m - m + float("nan"))
+        m = self.stop_gradient(self.where(m == 0, self.ones_like(m), m))
+        z = self.divide(x, m)
+        squares = self.real(z) ** 2 + self.imag(z) ** 2 if self.is_complex(z) else z * z
+        total = self.accurate_sum(squares, axes)
+        zero = total == 0
+        root = self.sqrt(self.where(zero, self.ones_like(total), total))
+        return m, self.where(zero, self.zeros_like(root), root)
+
+
+_namespaces: dict[type, Namespace] = {}
+
+
+def native(x: Any) -> tuple[Array, Namespace]:
+    """The array behind `x` (the value of a variable, or `x` itself) and the namespace that computes on it.
+
+    Raises:
+        TypeError: `x` is not an array of a supported framework.
+    """
+    if _is(x, "keras", "Variable"):
+        x = x.value
+    if type(x) not in _namespaces:
+        _namespaces[type(x)] = _find(x)
+    xp = _namespaces[type(x)]
+    return xp.value(x), xp
+
+
+def _find(x: Any) -> Namespace:
+    # imports of the backends, the one place where the core makes any
+    if _is(x, "torch", "Tensor"):
+        from projgrad_backends.torch.namespace import xp
+    elif _is(x, "jax", "Array"):
+        from projgrad_backends.jax.namespace import xp
+    elif _is(x, "tensorflow", "Tensor") or _is(x, "tensorflow", "Variable"):
+        from projgrad_backends.tensorflow.namespace import xp
+    elif array_api_compat.is_array_api_obj(x):
+        return Namespace(array_api_compat.array_namespace(x))
+    else:
+        raise TypeError(
+            f"projgrad projects arrays and tensors of NumPy, PyTorch, JAX, TensorFlow or Keras, not {type(x).__name__}"
+        )
+    return xp
+
+
+def _is(x: Any, framework: str, kind: str) -> bool:
+    return isinstance(x, getattr(sys.modules.get(framework), kind, ()))

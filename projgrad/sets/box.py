@@ -1,0 +1,115 @@
+"""Sets that bound every entry by itself: boxes and orthants."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from projgrad.constraint import Constraint
+from projgrad.frozen import FrozenArray
+from projgrad.moves import Clip
+from projgrad.namespace import Array, Namespace
+from projgrad.registry import register
+
+__all__ = ["Box", "NonNeg", "NonPos"]
+
+
+@register()
+@dataclass(frozen=True)
+class Box(Constraint):
+    """The box ``{x : lower <= x <= upper}``, entry by entry.
+
+    The nearest point is ``min(max(x, lower), upper)``. In a lower precision the bounds are rounded to that precision.
+
+    Args:
+        lower: a number, or an array (nested lists will do) that broadcasts to the parameter; -inf for no bound.
+        upper: the same; inf for no bound.
+        rate: 1 for the nearest point; below 1 for ``(1 - rate) * x + rate * P(x)``.
+
+    Raises:
+        ValueError: a bound is NaN, `lower` exceeds `upper` somewhere or they leave no finite number between them, they do
+            not broadcast to the parameter, or `rate` is outside (0, 1].
+    """
+
+    lower: float | FrozenArray
+    upper: float | FrozenArray
+    rate: float = 1.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("lower", "upper"):
+            object.__setattr__(self, name, _bound(name, getattr(self, name)))
+        try:
+            below, above = np.broadcast_arrays(np.asarray(self.lower), np.asarray(self.upper))
+        except ValueError:
+            shapes = f"{np.shape(self.lower)} and {np.shape(self.upper)}"
+            raise ValueError(f"Box: lower and upper have the shapes {shapes}, which do not broadcast together") from None
+        if np.any((below > above) | (below == math.inf) | (above == -math.inf)):
+            raise ValueError(f"Box: lower={self.lower} must not exceed upper={self.upper}, nor leave only infinity")
+
+    def check_shape(self, shape: tuple[int, ...]) -> None:
+        super().check_shape(shape)
+        for name, limit in (("lower", self.lower), ("upper", self.upper)):
+            bound = limit.shape if isinstance(limit, FrozenArray) else ()
+            if len(bound) > len(shape) or any(b not in (1, n) for b, n in zip(bound[::-1], shape[::-1], strict=False)):
+                raise ValueError(f"Box: {name} has the shape {bound}, which does not broadcast to {shape}")
+
+    def solve(self, x: Array, xp: Namespace, metric: Array | None = None) -> Clip:
+        return Clip(_native(self.lower, x, xp), _native(self.upper, x, xp))
+
+
+@register()
+@dataclass(frozen=True)
+class NonNeg(Constraint):
+    """The orthant ``{x : x >= 0}``, entry by entry; the nearest point is ``max(x, 0)``.
+
+    Args:
+        rate: 1 for the nearest point; below 1 for ``(1 - rate) * x + rate * P(x)``.
+
+    Raises:
+        ValueError: `rate` is outside (0, 1].
+    """
+
+    rate: float = 1.0
+
+    def solve(self, x: Array, xp: Namespace, metric: Array | None = None) -> Clip:
+        return Clip(0.0, None)
+
+
+@register()
+@dataclass(frozen=True)
+class NonPos(Constraint):
+    """The orthant ``{x : x <= 0}``, entry by entry; the nearest point is ``min(x, 0)``.
+
+    Args:
+        rate: 1 for the nearest point; below 1 for ``(1 - rate) * x + rate * P(x)``.
+
+    Raises:
+        ValueError: `rate` is outside (0, 1].
+    """
+
+    rate: float = 1.0
+
+    def solve(self, x: Array, xp: Namespace, metric: Array | None = None) -> Clip:
+        return Clip(None, 0.0)
+
+
+def _bound(name: str, given: Any) -> float | FrozenArray:
+    try:
+        values = FrozenArray(given)
+    except ValueError as error:
+        raise ValueError(f"Box: {name} is {error}") from None
+    if np.any(np.isnan(values)):
+        raise ValueError(f"Box: {name} has a NaN")
+    return values if values.shape else float(np.asarray(values))
+
+
+def _native(bound: float | FrozenArray, x: Array, xp: Namespace) -> Any:
+    # a finite bound stays finite in float16, where it may exceed the largest number
+    if isinstance(bound, FrozenArray):
+        return xp.constant(bound, x)
+    most = xp.largest(x.dtype)
+    return None if abs(bound) == math.inf else min(max(bound, -most), most)

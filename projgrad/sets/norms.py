@@ -1,0 +1,150 @@
+"""Sets given by the l2 norm of a group: the ball, the sphere and the shell between two spheres."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+from projgrad.axes import INCOMING, Axis, group_size, numeric_axes
+from projgrad.constraint import Constraint
+from projgrad.moves import Scale
+from projgrad.namespace import Array, Namespace
+from projgrad.precision import tolerance
+from projgrad.registry import register
+
+__all__ = ["MaxNorm", "MinMaxNorm", "UnitNorm"]
+
+
+@register()
+@dataclass(frozen=True)
+class MaxNorm(Constraint):
+    """The ball ``{x : ||x||_2 <= max_value}``, for every group of entries along `axis`.
+
+    The nearest point of a group outside is ``x * max_value / ||x||``.
+
+    Args:
+        max_value: radius r >= 0.
+        axis: the axes over which the norm is taken: an int, a tuple, None for all, or "incoming" for the weights that
+            feed one unit, as the layer says.
+        rate: 1 for the nearest point; below 1 for ``(1 - rate) * x + rate * P(x)``.
+
+    Raises:
+        ValueError: r is negative or not finite, or `rate` is outside (0, 1].
+
+    Source: Srivastava et al., Dropout, JMLR 15 (2014), section 5.1.
+    """
+
+    max_value: float = 2.0
+    axis: Axis = INCOMING
+    rate: float = 1.0
+    complex_valued = True
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _set_norm(self, "max_value")
+
+    def solve(self, x: Array, xp: Namespace, metric: Array | None = None) -> Scale:
+        return to_shell(x, xp, self.axis, 0.0, self.max_value)
+
+
+@register()
+@dataclass(frozen=True)
+class UnitNorm(Constraint):
+    """The sphere ``{x : ||x||_2 = 1}``, for every group of entries along `axis`.
+
+    The nearest point is ``x / ||x||``. All points are nearest to a group of n zeros; ``1 / sqrt(n)`` in every entry is
+    chosen. On the sphere, the derivative is that of ``x / ||x||``.
+
+    Args:
+        axis: the axes over which the norm is taken: an int, a tuple, None for all, or "incoming" for the weights that
+            feed one unit, as the layer says.
+        rate: 1 for the nearest point; below 1 for ``(1 - rate) * x + rate * P(x)``.
+
+    Raises:
+        ValueError: `rate` is outside (0, 1].
+
+    Source: Salimans and Kingma, Weight normalization, NeurIPS 2016, for unit incoming weights.
+    """
+
+    axis: Axis = INCOMING
+    rate: float = 1.0
+    complex_valued = True
+
+    def solve(self, x: Array, xp: Namespace, metric: Array | None = None) -> Scale:
+        return to_shell(x, xp, self.axis, 1.0, 1.0)
+
+
+@register()
+@dataclass(frozen=True)
+class MinMaxNorm(Constraint):
+    """The shell ``{x : min_value <= ||x||_2 <= max_value}``, for every group of entries along `axis`.
+
+    The nearest point of a group outside is `x` scaled to the nearer bound. All points of norm `min_value` are nearest to
+    a group of n zeros; ``min_value / sqrt(n)`` in every entry is chosen. Not convex unless `min_value` is 0.
+
+    Args:
+        min_value: inner radius >= 0.
+        max_value: outer radius >= `min_value`; infinity for none.
+        rate: 1 for the nearest point; below 1 for ``(1 - rate) * x + rate * P(x)``.
+        axis: the axes over which the norm is taken: an int, a tuple, None for all, or "incoming" for the weights that
+            feed one unit, as the layer says.
+
+    Raises:
+        ValueError: a radius is negative, the inner one infinite or above the outer one, or `rate` outside (0, 1].
+
+    Source: Keras's constraint of this name.
+    """
+
+    min_value: float = 0.0
+    max_value: float = 1.0
+    rate: float = 1.0
+    axis: Axis = INCOMING
+    complex_valued = True
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _set_norm(self, "min_value")
+        _set_norm(self, "max_value", math.inf)
+        if self.min_value > self.max_value:
+            raise ValueError(f"MinMaxNorm: min_value={self.min_value} is above max_value={self.max_value}")
+
+    def solve(self, x: Array, xp: Namespace, metric: Array | None = None) -> Scale:
+        return to_shell(x, xp, self.axis, self.min_value, self.max_value)
+
+
+def to_shell(x: Array, xp: Namespace, axis: Axis, low: float, high: float) -> Scale:
+    """The move to ``low <= ||x|| <= high`` in every group along `axis`."""
+    axes = numeric_axes(axis, len(x.shape))
+    size = group_size(x.shape, axes)
+    m, u = xp.norm(x, axes)
+    norm = m * u
+    most, least = high + tolerance(x.dtype, size, high), low - tolerance(x.dtype, size, low)
+    kept = (norm <= most) & (norm >= least)  # false for NaN
+    above = norm > high
+    one, zero = xp.ones_like(norm), u == 0
+    s = xp.where(above, high * one, low * one) / xp.where(zero, one, u)
+    if low == high:
+        # 1 exactly, with the derivative that x / ||x|| has on the sphere
+        on = s / m
+        s_kept = on + xp.stop_gradient(one - on)
+    else:
+        s_kept = one
+    fill = None
+    if low > 0:
+        fill = xp.where(zero, (low / math.sqrt(size)) * one, -0.0 * one)
+        s = xp.where(zero, xp.zeros_like(s), s)
+    away = xp.where(above, norm - high, xp.where(norm < low, low - norm, xp.where(xp.isnan(norm), norm, 0.0 * one)))
+    return Scale(xp.where(kept, one, m), xp.where(kept, s_kept, s), fill, away, kept, axes)
+
+
+def _set_norm(constraint: Constraint, name: str, most: float = math.nextafter(math.inf, 0)) -> None:
+    given: Any = getattr(constraint, name)
+    try:
+        value = float(given)
+    except (TypeError, ValueError):
+        raise TypeError(f"{type(constraint).__name__}: {name}={given!r} is not a number") from None
+    if not 0 <= value <= most:
+        finite = " and finite" if most < math.inf else ""
+        raise ValueError(f"{type(constraint).__name__}: {name}={given!r} is a norm, so it must be at least 0{finite}")
+    object.__setattr__(constraint, name, value)
