@@ -24,7 +24,9 @@ def check_axis(axis: Any) -> Axis:
     if isinstance(axis, Iterable):
         axes = tuple(_as_int(a) for a in axis)
         if not axes:
-            raise ValueError("axis=() leaves nothing to take a norm over: use Box for single entries, None for all axes")
+            raise ValueError(
+                "axis=() leaves nothing to take a norm over: use Box for single entries, None for all axes"
+            )
         if len(set(axes)) < len(axes):
             raise ValueError(f"axis={axes} names an axis twice")
         return axes

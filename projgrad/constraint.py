@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
-from dataclasses import replace
+from dataclasses import fields, replace
 from typing import Any, ClassVar, Self
 
 from projgrad.axes import INCOMING, Axis, check_axis, numeric_axes
@@ -22,7 +23,8 @@ class Constraint(ABC):
     `rate` has the meaning it has everywhere in projgrad.
     """
 
-    axis: Axis = None
+    #: the axes of a group; () in a set that holds for every entry by itself
+    axis: Axis = ()
     rate: float = 1.0
     #: complex arrays are accepted
     complex_valued: ClassVar[bool] = False
@@ -43,7 +45,8 @@ class Constraint(ABC):
         numeric_axes(self.axis, len(shape))
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "axis", check_axis(self.axis))
+        if "axis" in self.__dataclass_fields__:  # type: ignore[attr-defined]
+            object.__setattr__(self, "axis", check_axis(self.axis))
         if not (isinstance(self.rate, int | float) and 0 < self.rate <= 1):
             raise ValueError(f"{type(self).__name__}: rate={self.rate!r} must be a number above 0 and at most 1")
 
@@ -108,11 +111,18 @@ class Constraint(ABC):
             if isinstance(incoming, str):
                 raise ValueError(incoming)
             bound = replace(self, axis=incoming)  # type: ignore[type-var]
-        if bound.axis is not None:
+        if bound.axis is not None and bound.axis != ():
             axes = numeric_axes(bound.axis, len(shape))
             bound = replace(bound, axis=axes[0] if len(axes) == 1 else axes)  # type: ignore[type-var]
         bound.check_shape(shape)
         return bound
+
+    def __repr__(self) -> str:
+        values = {f.name: getattr(self, f.name) for f in fields(self) if getattr(self, f.name) != f.default}  # type: ignore[arg-type]
+        shown = (
+            f"{name}=" + (f"float('{v}')" if v in (math.inf, -math.inf) else repr(v)) for name, v in values.items()
+        )
+        return f"{type(self).__name__}({', '.join(shown)})"
 
     def to_dict(self) -> dict[str, Any]:
         """The constraint as plain JSON, for `projgrad.from_dict`."""
@@ -123,15 +133,18 @@ class Constraint(ABC):
     # Keras saves a constraint that stands on one of its layers by these two.
 
     def get_config(self) -> dict[str, Any]:
-        """The fields as plain JSON."""
-        return {k: v for k, v in self.to_dict().items() if k != "type"}
+        """The fields as plain JSON, with a note for which Keras's own class of the same name refuses them."""
+        from projgrad.registry import tell_keras
+
+        tell_keras(type(self))
+        return {"projgrad": "import projgrad.keras before loading"} | self.to_dict()
 
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> Self:
         """The constraint of these fields."""
         from projgrad.registry import decode
 
-        return cls(**{k: decode(v) for k, v in config.items()})
+        return cls(**{k: decode(v) for k, v in config.items() if k not in ("projgrad", "type")})
 
     def _checked(self, x: Any) -> tuple[Array, Namespace]:
         x, xp = native(x)

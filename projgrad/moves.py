@@ -39,8 +39,8 @@ class Move(ABC):
 class Scale(Move):
     """``y = x / m * s + fill`` with one `m`, `s` and `fill` per group, kept groups having 1, 1 and -0.
 
-    Two factors, because the norm of a group of 3e37s is infinite in float32. -0 rather than 0, because ``x + -0`` is `x`
-    for every `x`. `away` and `kept` are the distance and the verdict per group; `axes` stand with length 1 in all of them.
+    Two factors, because the norm of a group of 3e37s is infinite in float32; -0 rather than 0, because ``x + -0`` is
+    `x` for every `x`. `away` and `kept` are the distance and the verdict per group. All have length 1 along `axes`.
     """
 
     m: Array
@@ -86,7 +86,8 @@ class Clip(Move):
 
     def distance(self, x: Array, xp: Namespace) -> Array:
         y, x = xp.upcast(self.apply(x, xp)), xp.upcast(x)
-        return xp.where(x == y, xp.zeros_like(x), xp.abs(x - y))
+        same = x == y  # infinities too
+        return xp.abs(xp.where(same, 0.0, x) - xp.where(same, 0.0, y))
 
     def keep(self, x: Array, xp: Namespace) -> Array:
         return x == self.apply(x, xp)
@@ -136,4 +137,3 @@ class Relaxed(Move):
 
     def relaxed(self, rate: float) -> Relaxed:
         return Relaxed(self.move, self.rate * rate)
-

@@ -102,14 +102,13 @@ class Namespace:
         m = self.abs(x)
         if axes:
             m = self.max(m, axis=axes, keepdims=True)
-        m = self.where(self.isfinite(m), m, m - m + float("nan"))
-        m = self.stop_gradient(self.where(m == 0, self.ones_like(m), m))
+        m = self.where(self.isfinite(m), m, float("nan"))
+        m = self.stop_gradient(self.where(m == 0, 1.0, m))
         z = self.divide(x, m)
         squares = self.real(z) ** 2 + self.imag(z) ** 2 if self.is_complex(z) else z * z
         total = self.accurate_sum(squares, axes)
         zero = total == 0
-        root = self.sqrt(self.where(zero, self.ones_like(total), total))
-        return m, self.where(zero, self.zeros_like(root), root)
+        return m, self.where(zero, 0.0, self.sqrt(self.where(zero, 1.0, total)))
 
 
 _namespaces: dict[type, Namespace] = {}
@@ -131,6 +130,7 @@ def native(x: Any) -> tuple[Array, Namespace]:
 
 def _find(x: Any) -> Namespace:
     # imports of the backends, the one place where the core makes any
+    xp: Namespace
     if _is(x, "torch", "Tensor"):
         from projgrad_backends.torch.namespace import xp
     elif _is(x, "jax", "Array"):

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
+from projgrad.axes import numeric_axes
 from projgrad.constraint import Constraint
 from projgrad.frozen import FrozenArray
 from projgrad.moves import Replace
 from projgrad.namespace import Array, Namespace, native
 
-__all__ = ["Function", "as_constraint", "decode", "from_dict", "register", "to_dict"]
+__all__ = ["Function", "as_constraint", "decode", "from_dict", "register", "registered", "tell_keras", "to_dict"]
 
 _T = TypeVar("_T", bound=Callable[..., Any])
 _registered: dict[str, Callable[..., Any]] = {}
@@ -37,15 +39,33 @@ def register(name: str | None = None) -> Callable[[_T], _T]:
 
     def add(thing: _T) -> _T:
         key = name or thing.__name__
+        if isinstance(thing, type) and "__dataclass_fields__" not in thing.__dict__:
+            raise TypeError(
+                f"{thing.__name__} must be a dataclass, as its fields are what is saved: @dataclass(frozen=True)"
+            )
         known = _registered.get(key)
         if known is not None and (known.__module__, known.__qualname__) != (thing.__module__, thing.__qualname__):
             raise ValueError(f"{key!r} is registered for {known!r}: register {thing!r} under another name")
         _registered[key] = thing
+        tell_keras(thing)
         return thing
 
     if callable(name):
         raise TypeError("write @projgrad.register(), with the parentheses")
     return add
+
+
+def tell_keras(thing: Any) -> None:
+    """Make a registered constraint class known to Keras, if that is imported; it would load its own by that name."""
+    if sys.modules.get("keras") is not None:
+        from projgrad_backends.keras.registration import announce
+
+        announce(_name_of(thing), thing)
+
+
+def registered() -> list[Callable[..., Any]]:
+    """All classes and functions that are registered."""
+    return list(_registered.values())
 
 
 def _name_of(thing: Any) -> str:
@@ -107,7 +127,7 @@ def decode(value: Any) -> Any:
 @register()
 @dataclass(frozen=True)
 class Function(Constraint):
-    """A function of the array in the place of a projection: a Keras constraint, an `optax.projections` function, a lambda.
+    """A function of the array in the place of a projection: a Keras constraint, or one of `optax.projections`.
 
     The function must return an array of the framework, shape and kind that it is given; what it returns is taken as the
     nearest point. The whole array is one group.
@@ -120,6 +140,7 @@ class Function(Constraint):
     """
 
     function: Callable[[Any], Any]
+    axis = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -132,7 +153,7 @@ class Function(Constraint):
         y, _ = native(self.function(x))
         if tuple(y.shape) != tuple(x.shape):
             raise ValueError(f"{self.function!r} returned the shape {tuple(y.shape)} for {tuple(x.shape)}")
-        return Replace(y, tuple(range(len(x.shape))))
+        return Replace(y, numeric_axes(self.axis, len(x.shape)))
 
 
 def as_constraint(thing: Any) -> Constraint:

@@ -43,13 +43,21 @@ class Use:
 
 @dataclass(frozen=True)
 class Parameter:
-    """A parameter as the rules see it: its shape, whether its numbers are floating-point, and where it is used."""
+    """A parameter as the rules see it.
+
+    Args:
+        uses: where it is used.
+        shape: its shape.
+        floating: whether its numbers are floating-point.
+        refused: why it must not be constrained, if so.
+        tags: constraints it was given elsewhere than on a layer, each with the words that say where.
+    """
 
     uses: tuple[Use, ...]
     shape: tuple[int, ...]
     floating: bool = True
-    #: why this parameter must not be constrained, if so
     refused: str = ""
+    tags: tuple[tuple[str, Constraint], ...] = ()
 
     @property
     def name(self) -> str:
@@ -57,46 +65,57 @@ class Parameter:
         return self.uses[0].name
 
 
-def resolve(rules: Rules | None, parameters: Sequence[Parameter]) -> dict[int, Constraint]:
+def resolve(rules: Rules | None, parameters: Sequence[Parameter], *, unused: bool = False) -> dict[int, Constraint]:
     """What holds for each parameter, by its position: the last rule that selects it, or the tag of its layer.
 
     Args:
         rules: name patterns (`fnmatch`, ``*`` crosses separators) or layer classes to constraints; None for none.
         parameters: all parameters of the model.
+        unused: accept rules that select nothing, where `parameters` are not all.
 
     Raises:
         TypeError: a rule is not of that form, or the parameter is not floating-point.
         ValueError: a rule selects nothing; tied weights, or a rule and a tag, disagree; a constraint does not fit.
     """
     pairs = list(_flatten({} if rules is None else rules))
-    selected = [False] * len(pairs)
+    selected: set[int] = set()
     resolved: dict[int, Constraint] = {}
     for position, parameter in enumerate(parameters):
-        found: list[tuple[str, Constraint | None]] = []
-        for use in parameter.uses:
-            verdicts: list[tuple[str, Constraint | None]] = []
-            for i, (selector, attribute, constraint) in enumerate(pairs):
-                if _selects(selector, attribute, use):
-                    selected[i] = True
-                    verdicts[:] = [(f"the rule {_show(selector, attribute)}", constraint)]
-            if use.tag is not None:
-                verdicts.append(("the tag on its layer", use.tag))
-            found += [(source, _bind(c, use, parameter)) for source, c in verdicts]
+        found = list(_verdicts(pairs, parameter, selected))
         for source, constraint in found[1:]:
             if constraint != found[0][1]:
-                tied = f" (tied: {', '.join(u.name for u in parameter.uses)})" if len(parameter.uses) > 1 else ""
+                tied = f" (tied: {', '.join(use.name for use in parameter.uses)})" if len(parameter.uses) > 1 else ""
                 raise ValueError(
                     f"{parameter.name}{tied}: {found[0][0]} asks for {found[0][1]}, but {source} for {constraint}"
                 )
         if found and found[0][1] is not None:
             resolved[position] = found[0][1]
-    for (selector, attribute, _), hit in zip(pairs, selected, strict=True):
-        if not hit:
+    for i, (selector, attribute, _) in enumerate(pairs):
+        if i not in selected and not unused:
             raise ValueError(_nothing(selector, attribute, parameters))
     return resolved
 
 
-def _flatten(rules: Rules) -> Iterator[tuple[str | type, str | None, Constraint | None]]:
+_Pair = tuple[str | type, str | None, Constraint | None]
+
+
+def _verdicts(
+    pairs: Sequence[_Pair], parameter: Parameter, selected: set[int]
+) -> Iterator[tuple[str, Constraint | None]]:
+    """All that is said of a parameter, and by what; notes in `selected` which of the pairs select it."""
+    for use in parameter.uses:
+        here = [i for i, (selector, attribute, _) in enumerate(pairs) if _selects(selector, attribute, use)]
+        selected.update(here)
+        if here:
+            selector, attribute, constraint = pairs[here[-1]]
+            yield f"the rule {_show(selector, attribute)}", _bind(constraint, use, parameter)
+        if use.tag is not None:
+            yield "the tag on its layer", _bind(use.tag, use, parameter)
+    for source, tag in parameter.tags:
+        yield source, _bind(tag, parameter.uses[0], parameter)
+
+
+def _flatten(rules: Rules) -> Iterator[_Pair]:
     if not isinstance(rules, Mapping):
         raise TypeError(f"rules are a mapping of name patterns or layer classes to constraints, not {rules!r}")
     for selector, rule in rules.items():
@@ -155,4 +174,4 @@ def _nothing(selector: str | type, attribute: str | None, parameters: Iterable[P
             names = sorted({type(use.layer).__name__ for use in uses if use.layer is not None})
             wanted = selector.__name__
     near = difflib.get_close_matches(wanted, names, n=4, cutoff=0.0)
-    return f"the rule {_show(selector, attribute)} selects no parameter; the nearest names are {', '.join(near) or '(none)'}"
+    return f"the rule {_show(selector, attribute)} selects no parameter; the nearest: {', '.join(near) or '(none)'}"

@@ -18,7 +18,7 @@ __all__ = ["Box", "NonNeg", "NonPos"]
 
 
 @register()
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Box(Constraint):
     """The box ``{x : lower <= x <= upper}``, entry by entry.
 
@@ -30,8 +30,8 @@ class Box(Constraint):
         rate: 1 for the nearest point; below 1 for ``(1 - rate) * x + rate * P(x)``.
 
     Raises:
-        ValueError: a bound is NaN, `lower` exceeds `upper` somewhere or they leave no finite number between them, they do
-            not broadcast to the parameter, or `rate` is outside (0, 1].
+        ValueError: a bound is NaN, `lower` exceeds `upper` somewhere, no finite number lies between them, they do not
+            broadcast to the parameter, or `rate` is outside (0, 1].
     """
 
     lower: float | FrozenArray
@@ -46,7 +46,9 @@ class Box(Constraint):
             below, above = np.broadcast_arrays(np.asarray(self.lower), np.asarray(self.upper))
         except ValueError:
             shapes = f"{np.shape(self.lower)} and {np.shape(self.upper)}"
-            raise ValueError(f"Box: lower and upper have the shapes {shapes}, which do not broadcast together") from None
+            raise ValueError(
+                f"Box: lower and upper have the shapes {shapes}, which do not broadcast together"
+            ) from None
         if np.any((below > above) | (below == math.inf) | (above == -math.inf)):
             raise ValueError(f"Box: lower={self.lower} must not exceed upper={self.upper}, nor leave only infinity")
 
@@ -62,7 +64,7 @@ class Box(Constraint):
 
 
 @register()
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class NonNeg(Constraint):
     """The orthant ``{x : x >= 0}``, entry by entry; the nearest point is ``max(x, 0)``.
 
@@ -80,7 +82,7 @@ class NonNeg(Constraint):
 
 
 @register()
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class NonPos(Constraint):
     """The orthant ``{x : x <= 0}``, entry by entry; the nearest point is ``min(x, 0)``.
 

@@ -17,7 +17,7 @@ __all__ = ["MaxNorm", "MinMaxNorm", "UnitNorm"]
 
 
 @register()
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class MaxNorm(Constraint):
     """The ball ``{x : ||x||_2 <= max_value}``, for every group of entries along `axis`.
 
@@ -49,7 +49,7 @@ class MaxNorm(Constraint):
 
 
 @register()
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class UnitNorm(Constraint):
     """The sphere ``{x : ||x||_2 = 1}``, for every group of entries along `axis`.
 
@@ -76,12 +76,12 @@ class UnitNorm(Constraint):
 
 
 @register()
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class MinMaxNorm(Constraint):
     """The shell ``{x : min_value <= ||x||_2 <= max_value}``, for every group of entries along `axis`.
 
-    The nearest point of a group outside is `x` scaled to the nearer bound. All points of norm `min_value` are nearest to
-    a group of n zeros; ``min_value / sqrt(n)`` in every entry is chosen. Not convex unless `min_value` is 0.
+    The nearest point of a group outside is `x` scaled to the nearer bound. All points of norm `min_value` are nearest
+    to a group of n zeros; ``min_value / sqrt(n)`` in every entry is chosen. Not convex unless `min_value` is 0.
 
     Args:
         min_value: inner radius >= 0.
@@ -122,20 +122,16 @@ def to_shell(x: Array, xp: Namespace, axis: Axis, low: float, high: float) -> Sc
     most, least = high + tolerance(x.dtype, size, high), low - tolerance(x.dtype, size, low)
     kept = (norm <= most) & (norm >= least)  # false for NaN
     above = norm > high
-    one, zero = xp.ones_like(norm), u == 0
-    s = xp.where(above, high * one, low * one) / xp.where(zero, one, u)
-    if low == high:
-        # 1 exactly, with the derivative that x / ||x|| has on the sphere
-        on = s / m
-        s_kept = on + xp.stop_gradient(one - on)
-    else:
-        s_kept = one
+    zero, one = u == 0, xp.ones_like(norm)
+    s = xp.where(above, high * one, low) / xp.where(zero, 1.0, u)
+    # in a kept group 1, on a sphere with the derivative that x / ||x|| has there
+    s_kept = s / m + xp.stop_gradient(1.0 - s / m) if low == high else one
     fill = None
     if low > 0:
-        fill = xp.where(zero, (low / math.sqrt(size)) * one, -0.0 * one)
-        s = xp.where(zero, xp.zeros_like(s), s)
-    away = xp.where(above, norm - high, xp.where(norm < low, low - norm, xp.where(xp.isnan(norm), norm, 0.0 * one)))
-    return Scale(xp.where(kept, one, m), xp.where(kept, s_kept, s), fill, away, kept, axes)
+        fill = xp.where(zero, (low / math.sqrt(size)) * one, -0.0)
+        s = xp.where(zero, 0.0, s)
+    away = xp.where(above, norm - high, xp.where(norm < low, low - norm, xp.where(xp.isnan(norm), norm, 0.0)))
+    return Scale(xp.where(kept, 1.0, m), xp.where(kept, s_kept, s), fill, away, kept, axes)
 
 
 def _set_norm(constraint: Constraint, name: str, most: float = math.nextafter(math.inf, 0)) -> None:

@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+
 from projgrad.frozen import FrozenArray
 from projgrad.namespace import Namespace
 

@@ -6,6 +6,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import tensorflow as tf
+
 from projgrad.frozen import FrozenArray
 from projgrad.namespace import Namespace
 

@@ -7,6 +7,7 @@ from weakref import WeakKeyDictionary
 
 import array_api_compat.torch
 import torch
+
 from projgrad.frozen import FrozenArray
 from projgrad.namespace import Namespace
 

@@ -1,0 +1,142 @@
+"""Carrying out a move in the memory of a parameter.
+
+The array is read and written in parts that fit in the cache, so no new array of the parameter's size is made. On the
+CPU the few numbers per group are looked at, to skip what changes nothing; on other devices, and while compiling,
+looking would wait for the device, so the plain path is taken.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import array_api_compat.torch
+import torch
+
+from projgrad.constraint import Constraint
+from projgrad.moves import Clip, Move, Relaxed, Scale
+from projgrad_backends.torch.namespace import TorchNamespace
+
+__all__ = ["project_"]
+
+_PART = 2**17  # entries
+_WIDE = (torch.float64, torch.complex128)
+
+
+@torch.no_grad()
+def project_(x: torch.Tensor, constraint: Constraint) -> None:
+    """Replace `x` by its nearest point in the set."""
+    if x.numel() == 0:
+        return
+    move = constraint.move(x, xp)
+    if isinstance(move, Scale):
+        _scale_(x, move)
+    elif isinstance(move, Clip) and not any(isinstance(b, torch.Tensor) for b in (move.lower, move.upper)):
+        x.clamp_(move.lower, move.upper)
+    else:
+        _entrywise_(x, move)
+
+
+def _can_look(x: torch.Tensor) -> bool:
+    return x.device.type == "cpu" and not torch.compiler.is_compiling()
+
+
+def _parts(x: torch.Tensor, *others: torch.Tensor) -> Iterator[tuple[torch.Tensor, ...]]:
+    """Views of `x` along its longest dimension, each with the views that belong to it of `others`, which broadcast."""
+    if x.numel() <= _PART:
+        yield x, *others
+        return
+    dim = max(range(x.ndim), key=lambda d: x.shape[d])
+    step = max(1, _PART * x.shape[dim] // x.numel())
+    for start in range(0, x.shape[dim], step):
+        length = min(step, x.shape[dim] - start)
+        views = [x.narrow(dim, start, length)]
+        for other in others:
+            axis = dim - x.ndim
+            whole = -axis > other.ndim or other.shape[axis] == 1
+            views.append(other if whole else other.narrow(axis, start, length))
+        yield tuple(views)
+
+
+class InPlaceNamespace(TorchNamespace):
+    """The namespace of a projection in place: norms without temporaries."""
+
+    def norm(self, x: torch.Tensor, axes: tuple[int, ...]) -> tuple[torch.Tensor, torch.Tensor]:
+        # in float64, where the squares of float32 numbers neither overflow nor underflow
+        if not _can_look(x):
+            if x.dtype in _WIDE or not axes:
+                return super().norm(x, axes)
+            norm = torch.linalg.vector_norm(x, dim=axes, keepdim=True, dtype=_accumulator(x))
+        else:
+            total = _sum_of_squares(x, axes, x.abs().dtype if x.dtype in _WIDE else torch.float32)
+            if not bool(((total > 2.0**-100) & (total < 2.0**100)).all()):
+                if x.dtype in _WIDE:
+                    return super().norm(x, axes)
+                total = _sum_of_squares(x, axes, torch.float64)
+            norm = total.double().sqrt()
+        norm = torch.where(norm.isfinite(), norm, torch.nan)
+        u, exponent = torch.frexp(norm)
+        return torch.ldexp(torch.ones_like(u), exponent), u
+
+
+xp = InPlaceNamespace(array_api_compat.torch)
+
+
+def _accumulator(x: torch.Tensor) -> torch.dtype:
+    real = torch.float32 if x.device.type == "mps" else torch.float64
+    return torch.complex128 if x.is_complex() else real
+
+
+def _sum_of_squares(x: torch.Tensor, axes: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
+    shape = [1 if d in axes else n for d, n in enumerate(x.shape)]
+    total = torch.zeros(shape, dtype=dtype)
+    sums: list[torch.Tensor] = []
+    for part, of_part in _parts(x, total):
+        real = torch.view_as_real(part) if part.is_complex() else part
+        squares = real.to(dtype).square()
+        if part.is_complex():
+            squares = squares.sum(-1)
+        here = squares.sum(axes, keepdim=True) if axes else squares
+        if of_part is total:
+            sums.append(here)  # every part adds to the same groups: add pairwise, not one by one
+        else:
+            of_part.copy_(here)
+    return torch.stack(sums).sum(0) if sums else total
+
+
+def _scale_(x: torch.Tensor, move: Scale) -> None:
+    look = _can_look(x)
+    if look and bool(move.kept.all()):
+        return
+    compute = torch.float64 if x.dtype in _WIDE else torch.float32
+    factor = move.s / move.m
+    if look:
+        size = factor.abs()
+        one_factor = not bool(((size < 1e-30) & (move.s != 0) | (size > 1e30)).any())
+        factor = factor.to(compute)
+    else:
+        one_factor = x.dtype not in _WIDE  # the factor is in float64
+    m, s = move.m.to(compute), move.s.to(compute)
+    if look and x.dtype in (torch.float16, torch.bfloat16):
+        for part, part_m, part_s in _parts(x, m, s):
+            part.copy_(part.float().div_(part_m).mul_(part_s))
+    elif one_factor:
+        x.mul_(factor)
+    else:
+        x.div_(m).mul_(s)
+    if move.fill is not None and not (look and not bool(move.fill.any())):
+        x.add_(move.fill.to(x.dtype))
+
+
+def _entrywise_(x: torch.Tensor, move: Move) -> None:
+    """Write a move that treats every entry by itself part by part, and any other at once."""
+    clip = move.move if isinstance(move, Relaxed) else move
+    if not isinstance(clip, Clip):
+        x.copy_(move.apply(x, xp))
+        return
+    bounds = [torch.as_tensor(b, dtype=x.dtype, device=x.device) for b in (clip.lower, clip.upper) if b is not None]
+    for part, *limits in _parts(x, *bounds):
+        of_part: Any = Clip(limits.pop(0) if clip.lower is not None else None, limits[0] if limits else None)
+        if isinstance(move, Relaxed):
+            of_part = of_part.relaxed(move.rate)
+        part.copy_(of_part.apply(part, xp))

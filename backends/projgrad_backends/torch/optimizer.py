@@ -1,0 +1,278 @@
+"""A torch optimizer that projects the tagged parameters after every step."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch.optim import Optimizer
+
+from projgrad.constraint import Constraint
+from projgrad.plan import Plan, PlanEntry
+from projgrad.registry import as_constraint
+from projgrad.rules import Parameter, Rules, resolve
+from projgrad_backends.torch.inplace import project_
+from projgrad_backends.torch.parameters import names_of, of_model, of_tensor
+
+__all__ = ["ProjectedOptimizer"]
+
+
+@dataclass
+class _Tagged:
+    """A constrained parameter: by its position in the groups, since the tensors there may be exchanged."""
+
+    name: str
+    constraint: Constraint
+    group: int
+    index: int
+
+
+@dataclass
+class _Waiting:
+    """A constrained parameter that this optimizer does not hold (yet)."""
+
+    name: str
+    constraint: Constraint
+    tensor: torch.Tensor
+
+
+class ProjectedOptimizer(Optimizer):
+    """Any torch optimizer, with the tagged parameters replaced by the nearest point of their sets after every step.
+
+    The parameters are also projected once when the optimizer is wrapped. State, param groups, hooks and checkpoints are
+    those of the wrapped optimizer, so either can load what the other saved.
+
+    Args:
+        optimizer: the optimizer to wrap.
+        rules: name patterns (``"*.weight"``) or layer classes (``{nn.Linear: {"weight": ...}}``) to constraints, or to
+            None to leave parameters free; the last rule that selects a parameter wins. Without rules, the tags of
+            `constrain` and of the param groups (key ``"constraint"``) hold.
+        model: the module, for names, layers and tags. Not needed where the optimizer was given `named_parameters()`, or
+            for tags in param groups.
+        partial: accept that the rules select parameters that this optimizer does not hold.
+
+    Raises:
+        TypeError: `optimizer` is not a torch optimizer, or a selected parameter is not floating-point.
+        ValueError: it is wrapped already; nothing is tagged; or the rules do not fit (see `projgrad.rules.resolve`).
+            Nothing is changed then.
+
+    Example:
+        >>> adam = torch.optim.Adam(model.parameters())
+        >>> optimizer = ProjectedOptimizer(adam, {"*.weight": pg.MaxNorm(3.0)}, model=model)
+    """
+
+    def __init__(
+        self,
+        optimizer: Optimizer,
+        rules: Rules | None = None,
+        *,
+        model: torch.nn.Module | None = None,
+        partial: bool = False,
+    ) -> None:
+        if isinstance(optimizer, ProjectedOptimizer):
+            raise ValueError("the optimizer is a ProjectedOptimizer already: change its rules with set_rules()")
+        if not isinstance(optimizer, Optimizer):
+            raise TypeError(f"ProjectedOptimizer wraps a torch.optim.Optimizer, not {type(optimizer).__name__}")
+        hooks = optimizer._optimizer_step_post_hooks.values()
+        if any(isinstance(getattr(hook, "__self__", None), ProjectedOptimizer) for hook in hooks):
+            raise ValueError("the optimizer is wrapped by another ProjectedOptimizer already: change that one's rules")
+        self.inner = optimizer
+        self._group_tags = [_tag_of(group) for group in optimizer.param_groups]
+        self._names: Rules = {}
+        self.set_rules(rules, model=model, partial=partial)
+        for group in optimizer.param_groups:
+            group.pop("constraint", None)
+        self.__setstate__({})
+
+    def set_rules(
+        self, rules: Rules | None = None, *, model: torch.nn.Module | None = None, partial: bool = False
+    ) -> None:
+        """Replace the rules, and project once; the arguments and errors are those of the class.
+
+        The tags of param groups stay. An error changes nothing.
+        """
+        if rules is None and model is None and not any(self._group_tags):
+            raise ValueError(
+                "nothing is tagged: give rules, or model= with layers tagged by constrain(), or param groups with a "
+                '"constraint"'
+            )
+        tagged, waiting = self._resolve(rules, model)
+        if rules is None and not tagged and not waiting:
+            raise ValueError("no layer of the model is tagged: call constrain(layer, ...) first, or give rules")
+        if waiting and not partial:
+            raise ValueError(
+                f"{', '.join(w.name for w in waiting)}: constrained, but not held by this optimizer. If another one "
+                "holds them, say partial=True; if the model was moved, sharded or reloaded after the optimizer was "
+                "made, make the optimizer anew"
+            )
+        self._tagged, self._waiting = tagged, waiting
+        self._names = {key: rule for key, rule in (rules or {}).items() if isinstance(key, str)}
+        self.project()
+
+    def _resolve(self, rules: Rules | None, model: torch.nn.Module | None) -> tuple[list[_Tagged], list[_Waiting]]:
+        known = [] if model is None else of_model(model)
+        positions: dict[int, tuple[int, int]] = {}
+        in_model = {id(tensor) for _, tensor in known}
+        if rules and model is None and not any("param_names" in group for group in self.param_groups):
+            raise ValueError("the rules need names: pass model=, or give the optimizer model.named_parameters()")
+        for g, group in enumerate(self.param_groups):
+            for i, (name, tensor) in enumerate(zip(names_of(group, g), group["params"], strict=True)):
+                positions[id(tensor)] = (g, i)
+                if id(tensor) not in in_model:
+                    known.append((of_tensor(tensor, name), tensor))
+        found = resolve(rules, [self._with_group_tag(p, positions.get(id(t))) for p, t in known])
+        tagged, waiting = [], []
+        for n, constraint in found.items():
+            parameter, tensor = known[n]
+            if id(tensor) in positions:
+                tagged.append(_Tagged(parameter.name, constraint, *positions[id(tensor)]))
+            else:
+                waiting.append(_Waiting(parameter.name, constraint, tensor))
+        return tagged, waiting
+
+    def _with_group_tag(self, parameter: Parameter, position: tuple[int, int] | None) -> Parameter:
+        tag = None if position is None else self._group_tags[position[0]]
+        if tag is None:
+            return parameter
+        return replace(parameter, tags=(*parameter.tags, ("its param group", tag)))
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Add a group, as in any optimizer; what the rules, the tags or a key ``"constraint"`` say holds for it."""
+        tag = _tag_of(param_group)
+        self.inner.add_param_group({key: value for key, value in param_group.items() if key != "constraint"})
+        g = len(self.param_groups) - 1
+        self._group_tags.append(tag)
+        try:
+            tagged = self._resolve_group(g)
+        except Exception:
+            self.param_groups.pop()
+            self._group_tags.pop()
+            raise
+        held = {id(p) for p in self.param_groups[g]["params"]}
+        self._waiting = [w for w in self._waiting if id(w.tensor) not in held]
+        self._tagged += tagged
+        self._project(tagged)
+
+    def _resolve_group(self, g: int) -> list[_Tagged]:
+        group = self.param_groups[g]
+        waiting = {id(w.tensor): w for w in self._waiting}
+        tagged = []
+        for i, (name, tensor) in enumerate(zip(names_of(group, g), group["params"], strict=True)):
+            wait = waiting.get(id(tensor))
+            rules = self._names if wait is None else {}
+            parameter = of_tensor(tensor, name, tags=() if wait is None else (("the rules", wait.constraint),))
+            found = resolve(rules, [self._with_group_tag(parameter, (g, i))], unused=True)
+            tagged += [_Tagged(wait.name if wait else parameter.name, c, g, i) for c in found.values()]
+        return tagged
+
+    @property
+    def plan(self) -> Plan:
+        """Which parameters are kept in which sets, with numeric axes."""
+        return Plan([PlanEntry(t.name, tuple(self._tensor(t).shape), t.constraint) for t in self._tagged])
+
+    def project(self) -> None:
+        """Project the tagged parameters now: after loading or averaging weights, for instance."""
+        self._project(self._tagged)
+
+    def _project(self, tagged: Sequence[_Tagged]) -> None:
+        for t in tagged:
+            project_(self._tensor(t), t.constraint)
+
+    def _tensor(self, tagged: _Tagged) -> torch.Tensor:
+        return self.inner.param_groups[tagged.group]["params"][tagged.index]
+
+    # -- what every optimizer has: the wrapped one's ----------------------------------------------------------------
+
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """One step of the wrapped optimizer, then the projection; hooks that run after it see projected weights."""
+        return self.inner.step() if closure is None else self.inner.step(closure)
+
+    # the hooks of the wrapped optimizer run, and those for all optimizers only once
+    step.hooked = True  # type: ignore[attr-defined]
+
+    def _after_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+        self.project()
+
+    @property
+    def param_groups(self) -> list[dict[str, Any]]:
+        """The param groups of the wrapped optimizer."""
+        return self.inner.param_groups
+
+    @param_groups.setter
+    def param_groups(self, value: list[dict[str, Any]]) -> None:
+        self.inner.param_groups = value
+
+    @property
+    def state(self) -> Any:
+        """The state of the wrapped optimizer."""
+        return self.inner.state
+
+    @state.setter
+    def state(self, value: Any) -> None:
+        self.inner.state = value
+
+    @property
+    def defaults(self) -> dict[str, Any]:
+        """The defaults of the wrapped optimizer."""
+        return self.inner.defaults
+
+    @defaults.setter
+    def defaults(self, value: dict[str, Any]) -> None:
+        self.inner.defaults = value
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Reset the gradients."""
+        self.inner.zero_grad(set_to_none=set_to_none)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The state of the wrapped optimizer, which a bare one can load."""
+        return self.inner.state_dict()
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Load a state that this or a bare optimizer saved."""
+        self.inner.load_state_dict(state_dict)
+
+    def register_step_pre_hook(self, hook: Any) -> Any:
+        """Register a hook on the wrapped optimizer."""
+        return self.inner.register_step_pre_hook(hook)
+
+    def register_step_post_hook(self, hook: Any) -> Any:
+        """Register a hook on the wrapped optimizer; it sees projected weights."""
+        return self.inner.register_step_post_hook(hook)
+
+    def register_state_dict_pre_hook(self, hook: Any, prepend: bool = False) -> Any:
+        """Register a hook on the wrapped optimizer."""
+        return self.inner.register_state_dict_pre_hook(hook, prepend)
+
+    def register_state_dict_post_hook(self, hook: Any, prepend: bool = False) -> Any:
+        """Register a hook on the wrapped optimizer."""
+        return self.inner.register_state_dict_post_hook(hook, prepend)
+
+    def register_load_state_dict_pre_hook(self, hook: Any, prepend: bool = False) -> Any:
+        """Register a hook on the wrapped optimizer."""
+        return self.inner.register_load_state_dict_pre_hook(hook, prepend)
+
+    def register_load_state_dict_post_hook(self, hook: Any, prepend: bool = False) -> Any:
+        """Register a hook on the wrapped optimizer."""
+        return self.inner.register_load_state_dict_post_hook(hook, prepend)
+
+    def __getstate__(self) -> dict[str, Any]:
+        kept = ("inner", "_tagged", "_waiting", "_group_tags", "_names")
+        return {name: self.__dict__[name] for name in kept}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        super().__setstate__({})
+        # first among the hooks, so that the others see projected weights; copies of an optimizer lose their hooks
+        handle = self.inner.register_step_post_hook(self._after_step)
+        self.inner._optimizer_step_post_hooks.move_to_end(handle.id, last=False)  # type: ignore[attr-defined]
+
+    def __repr__(self) -> str:
+        return f"ProjectedOptimizer({self.inner!r}\n{self.plan!r})"
+
+
+def _tag_of(group: dict[str, Any]) -> Constraint | None:
+    tag = group.get("constraint")
+    return None if tag is None else as_constraint(tag)

@@ -1,0 +1,122 @@
+"""The parameters of a module with their names, layers and tags."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable
+from typing import Any, TypeVar
+
+import torch
+from torch import nn
+from torch.nn.utils import parametrize
+
+from projgrad.constraint import Constraint
+from projgrad.registry import as_constraint
+from projgrad.rules import Parameter, Use, resolve
+from projgrad_backends.torch.incoming import incoming
+
+__all__ = ["constrain", "names_of", "of_model", "of_tensor"]
+
+_TAGS = (
+    "_projgrad_constraints"  # on the module: tags on a Parameter are lost by deepcopy and load_state_dict(assign=True)
+)
+_WRAPPERS = re.compile(r"(^|\.)(_orig_mod|_fsdp_wrapped_module)(?=\.)|^module(?=\.)")
+_M = TypeVar("_M", bound=nn.Module)
+
+
+def constrain(layer: _M, **constraints: Constraint | Callable[[Any], Any] | None) -> _M:
+    """Tag parameters of a layer, so that `ProjectedOptimizer(..., model=model)` finds them.
+
+    Args:
+        layer: the module that holds the parameters.
+        **constraints: parameter name to constraint; None removes a tag. "incoming" axes are looked up here and now.
+
+    Returns:
+        The layer itself.
+
+    Raises:
+        TypeError, ValueError: the layer has no such parameter, or the constraint does not fit it. No tag is changed.
+
+    Example:
+        >>> constrain(model.fc1, weight=pg.MaxNorm(3.0), bias=pg.NonNeg())
+    """
+    if not isinstance(layer, nn.Module):
+        raise TypeError(f"constrain() takes a torch.nn.Module, not {type(layer).__name__}")
+    tags = dict(getattr(layer, _TAGS, {}))
+    for attribute, choice in constraints.items():
+        tags.pop(attribute, None)
+        if choice is not None:
+            tags[attribute] = _bind(layer, attribute, as_constraint(choice))
+    setattr(layer, _TAGS, tags)
+    return layer
+
+
+def _bind(layer: nn.Module, attribute: str, constraint: Constraint) -> Constraint:
+    if parametrize.is_parametrized(layer, attribute):
+        raise ValueError(f"{type(layer).__name__}.{attribute}: {_PARAMETRIZED}")
+    tensor = layer._parameters.get(attribute)
+    if tensor is None:
+        known = ", ".join(name for name, p in layer._parameters.items() if p is not None) or "none"
+        raise ValueError(f"{type(layer).__name__} has no parameter {attribute!r}; its parameters are {known}")
+    use = Use(f"{type(layer).__name__}.{attribute}", _incoming(layer, attribute, tensor))
+    return resolve({"*": constraint}, [_parameter((use,), tensor)])[0]
+
+
+_PARAMETRIZED = (
+    "this weight is parametrized, so what the optimizer holds is not the weight but the original behind it; constrain "
+    "another parameter or remove the parametrization"
+)
+
+
+def of_model(model: nn.Module) -> list[tuple[Parameter, torch.Tensor]]:
+    """Every parameter of a module, once; tied ones with all the names they go by."""
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model must be a torch.nn.Module, not {type(model).__name__}")
+    uses: dict[int, list[Use]] = {}
+    tensors: dict[int, torch.Tensor] = {}
+    for prefix, layer in model.named_modules(remove_duplicate=False):
+        for attribute, tensor in layer._parameters.items():
+            if tensor is not None:
+                tensors[id(tensor)] = tensor
+                uses.setdefault(id(tensor), []).append(_use(prefix, layer, attribute, tensor))
+    return [(_parameter(tuple(uses[key]), tensor), tensor) for key, tensor in tensors.items()]
+
+
+def of_tensor(tensor: torch.Tensor, name: str, tags: tuple[tuple[str, Constraint], ...] = ()) -> Parameter:
+    """A parameter that is known by a name only."""
+    reason = 'axis="incoming" needs the layer: pass model=, or give axes as numbers'
+    return _parameter((Use(_plain(name), reason, aliases=(name,)),), tensor, tags)
+
+
+def _use(prefix: str, layer: nn.Module, attribute: str, tensor: torch.Tensor) -> Use:
+    name = f"{prefix}.{attribute}" if prefix else attribute
+    tag = getattr(layer, _TAGS, {}).get(attribute)
+    return Use(_plain(name), _incoming(layer, attribute, tensor), layer, attribute, tag, (name,))
+
+
+def _plain(name: str) -> str:
+    """A name without what torch.compile, DDP and FSDP put into it."""
+    return _WRAPPERS.sub("", name).lstrip(".")
+
+
+def _incoming(layer: nn.Module, attribute: str, tensor: torch.Tensor) -> tuple[int, ...] | str:
+    return "" if _lazy(tensor) else incoming(layer, attribute, tensor)
+
+
+def _lazy(tensor: torch.Tensor) -> bool:
+    return nn.parameter.is_lazy(tensor)
+
+
+def _parameter(uses: tuple[Use, ...], tensor: torch.Tensor, tags: tuple[tuple[str, Constraint], ...] = ()) -> Parameter:
+    refused = ""
+    if _lazy(tensor):
+        refused = "its shape is not known yet: run the model once on an example before it is constrained"
+    elif any(isinstance(use.layer, parametrize.ParametrizationList) for use in uses):
+        refused = _PARAMETRIZED
+    shape = () if _lazy(tensor) else tuple(tensor.shape)
+    return Parameter(uses, shape, tensor.is_floating_point() or tensor.is_complex(), refused, tags)
+
+
+def names_of(group: dict[str, Any], index: int) -> Iterable[str]:
+    """The names of a param group's parameters; their positions where the optimizer was not given any."""
+    return group.get("param_names") or [f"param_groups[{index}][{i}]" for i in range(len(group["params"]))]

@@ -1,0 +1,38 @@
+"""Fixtures: `framework` runs a test once per framework, `dtype` once per dtype that it has."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+import pytest
+from hypothesis import HealthCheck, settings
+
+from tests.frameworks import FRAMEWORKS, Framework
+
+settings.register_profile(
+    "projgrad",
+    deadline=None,
+    max_examples=20,
+    derandomize=True,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+)
+settings.load_profile("projgrad")
+
+
+@pytest.fixture(params=FRAMEWORKS, ids=repr)
+def framework(request: pytest.FixtureRequest) -> Iterator[Framework]:
+    chosen: Framework = request.param
+    if chosen.missing:
+        pytest.skip(f"{chosen.needs} is not installed")
+    with chosen.scope():
+        yield chosen
+
+
+@pytest.fixture(params=("float16", "bfloat16", "float32", "float64"))
+def dtype(request: pytest.FixtureRequest, framework: Framework) -> str:
+    if request.param not in framework.dtypes:
+        pytest.skip(f"{framework} has no {request.param}")
+    return request.param
