@@ -20,8 +20,8 @@ class FrozenArray:
     """
 
     def __init__(self, values: Any) -> None:
-        if hasattr(values, "detach"):  # a torch tensor that requires a gradient does not convert by itself
-            values = values.detach().cpu()
+        if hasattr(values, "detach"):  # torch converts neither parameters nor bfloat16 by itself
+            values = values.detach().cpu().double().numpy()
         try:
             self._values = np.array(values, dtype=np.float64)
         except (TypeError, ValueError) as error:
