@@ -8,6 +8,8 @@ import numpy as np
 
 __all__ = ["FrozenArray"]
 
+_SHOWN = 100  # entries; the repr of a larger array is a summary
+
 
 class FrozenArray:
     """A float64 array that cannot change.
@@ -48,4 +50,6 @@ class FrozenArray:
         return self._hash
 
     def __repr__(self) -> str:
+        if self._values.size > _SHOWN:
+            return f"<array of shape {self.shape}>"
         return repr(self.tolist()).replace("inf", "float('inf')")

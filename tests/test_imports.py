@@ -40,9 +40,9 @@ def test_each_door_opens_with_its_own_framework_only(door: str) -> None:
     for needed in DOORS[door]:
         pytest.importorskip(needed)
     # Keras needs a backend, and is TensorFlow's optimizer library
-    needed = {*DOORS[door], *({"tensorflow"} if door == "keras" else {"keras"} if door == "tensorflow" else ())}
-    absent = set(FRAMEWORKS) - needed
-    closed = [other for other in DOORS if not set(DOORS[other]) <= needed]
+    present = {*DOORS[door], *({"tensorflow"} if door == "keras" else {"keras"} if door == "tensorflow" else ())}
+    absent = set(FRAMEWORKS) - present
+    closed = [other for other in DOORS if not set(DOORS[other]) <= present]
     assert closed
     checks = "".join(
         f"try:\n    import projgrad.{other}\n"

@@ -15,7 +15,7 @@ from tests import oracles
 from tests.frameworks import FRAMEWORKS, Framework, wide
 
 # few shapes, so that frameworks that compile each shape do so only once
-SHAPES = [
+SHAPES: list[tuple[tuple[int, ...], int | tuple[int, ...] | None]] = [
     ((6,), 0),
     ((4, 5), 0),
     ((4, 5), 1),

@@ -6,7 +6,7 @@ import copy
 import io
 import pickle
 import warnings
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
@@ -21,32 +21,32 @@ from projgrad.torch import ProjectedOptimizer, constrain, project_, project_para
 RULES = {nn.Linear: {"weight": pg.MaxNorm(0.5)}}
 
 
-def network() -> nn.Sequential:
+def network() -> Any:
     torch.manual_seed(0)
     return nn.Sequential(nn.Linear(4, 8), nn.LayerNorm(8), nn.ReLU(), nn.Linear(8, 2))
 
 
-def loss_of(model: nn.Module) -> Any:
+def loss_of(model: Any) -> Any:
     x = torch.linspace(-1, 1, 24).reshape(6, 4)
     return (model(x) - 3).square().mean()
 
 
-def train(optimizer: Any, model: nn.Module, steps: int = 5) -> None:
+def train(optimizer: Any, model: Any, steps: int = 5) -> None:
     for _ in range(steps):
         optimizer.zero_grad()
         loss_of(model).backward()
         optimizer.step()
 
 
-def norms(model: nn.Module) -> Any:
+def norms(model: Any) -> Any:
     return torch.cat([torch.linalg.vector_norm(m.weight.double(), dim=1) for m in model if isinstance(m, nn.Linear)])
 
 
-def held(model: nn.Module) -> bool:
+def held(model: Any) -> bool:
     return bool((norms(model) <= 0.5 * (1 + 1e-5)).all())
 
 
-def wrapped(model: nn.Module, rules: Any = RULES, **options: Any) -> ProjectedOptimizer:
+def wrapped(model: Any, rules: Any = RULES, **options: Any) -> ProjectedOptimizer:
     return ProjectedOptimizer(torch.optim.Adam(model.parameters(), lr=0.1), rules, model=model, **options)
 
 
@@ -91,7 +91,8 @@ def test_parameters_stay_the_same_objects_without_gradient_history() -> None:
 def test_a_closure_is_projected_once_after_the_step() -> None:
     model = network()
     optimizer = ProjectedOptimizer(torch.optim.LBFGS(model.parameters(), max_iter=5), RULES, model=model)
-    calls, projections = [], []
+    calls: list[int] = []
+    projections: list[None] = []
     project = optimizer.project
     optimizer.project = lambda: projections.append(project())  # type: ignore[method-assign]
 
@@ -387,7 +388,7 @@ def refused(error: type[Exception], message: str, make: Any) -> None:
     ("error", "message", "make"),
     [
         (TypeError, "torch.optim.Optimizer, not Sequential", lambda m, o: ProjectedOptimizer(m, RULES, model=m)),
-        (TypeError, "torch.nn.Module, not list", lambda m, o: ProjectedOptimizer(o, RULES, model=list(m))),
+        (TypeError, "torch.nn.Module, not list", lambda m, o: ProjectedOptimizer(o, RULES, model=cast(Any, [m]))),
         (ValueError, "nothing is tagged", lambda m, o: ProjectedOptimizer(o)),
         (ValueError, "no layer of the model is tagged", lambda m, o: ProjectedOptimizer(o, model=m)),
         (ValueError, "the rules need names", lambda m, o: ProjectedOptimizer(o, {"*": pg.NonNeg()})),
@@ -464,7 +465,7 @@ def test_wrong_tags_are_refused(error: type[Exception], message: str, tag: Any) 
     with pytest.raises(ValueError, match="no layer"):
         ProjectedOptimizer(torch.optim.SGD(layer.parameters(), 0.1), model=layer)
     with pytest.raises(TypeError, match="Module"):
-        constrain(layer.weight, weight=pg.NonNeg())
+        constrain(cast(Any, layer.weight), weight=pg.NonNeg())
 
 
 def test_an_optimizer_of_dead_parameters_is_noticed() -> None:

@@ -76,7 +76,7 @@ def test_what_is_not_known_asks_for_axes(layer: nn.Module, name: str) -> None:
 )
 def test_scaling_one_group_changes_one_unit(layer: Any, x: Any) -> None:
     # which outputs depend on which weights, found by changing a group of weights and looking
-    axis = next(axis for known, name, axis in KNOWN if type(known) is type(layer) and name == "weight")
+    axis: Any = next(axis for known, name, axis in KNOWN if type(known) is type(layer) and name == "weight")
     axes = (axis,) if isinstance(axis, int) else axis
     (unit_axis,) = set(range(layer.weight.ndim)) - set(axes)
     with torch.no_grad():

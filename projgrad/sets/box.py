@@ -16,6 +16,8 @@ from projgrad.registry import register
 
 __all__ = ["Box", "NonNeg", "NonPos"]
 
+Bound = Any  # a number, or an array of numbers of any framework; kept as a float or a FrozenArray
+
 
 @register()
 @dataclass(frozen=True, repr=False)
@@ -34,8 +36,8 @@ class Box(Constraint):
             broadcast to the parameter, or `rate` is outside (0, 1].
     """
 
-    lower: float | FrozenArray
-    upper: float | FrozenArray
+    lower: Bound
+    upper: Bound
     rate: float = 1.0
 
     def __post_init__(self) -> None:

@@ -1,0 +1,105 @@
+"""All benchmarks: `python -m benchmarks` from the root of the repository."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+
+import torch
+
+from benchmarks import max_norm
+from benchmarks.harness import Comparison, Result, environment, measure, overview, peak_memory, save, table
+
+# every benchmark: its comparisons, given whether to be quick
+BENCHMARKS: dict[str, Callable[[bool], Iterable[Comparison]]] = {"max_norm": max_norm.comparisons}
+
+
+def draw(results: Sequence[Result], path: Path) -> None:
+    """A row per job, a column per number of threads, a bar per candidate: its time over that of the first reference."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    titles, threads = list(dict.fromkeys(r.title for r in results)), list(dict.fromkeys(r.threads for r in results))
+    height = sum(len(r.timings) + 2 for r in results) / len(threads)
+    size = (3 + 4.5 * len(threads), 0.22 * height + 0.5)
+    figure, axes = plt.subplots(
+        len(titles), len(threads), figsize=size, layout="constrained", squeeze=False, sharex=True, sharey="row"
+    )
+    for result in results:
+        ax = axes[titles.index(result.title), threads.index(result.threads)]
+        reference = next(iter(result.timings[0].ratios))
+        names = [t.name for t in result.timings]
+        ratios = [t.ratios[reference] for t in result.timings]
+        colours = [
+            "#BBBBBB" if n.startswith("floor") else "#0072B2" if r < 1 else "#E69F00"
+            for n, r in zip(names, ratios, strict=True)
+        ]
+        bars = ax.barh(names, [r - 1 for r in ratios], left=1, color=colours)
+        for bar, ratio in zip(bars, ratios, strict=True):
+            ax.annotate(
+                f"{ratio:.2f}",
+                (ratio, bar.get_y() + bar.get_height() / 2),
+                xytext=(4 if ratio >= 1 else -4, 0),
+                textcoords="offset points",
+                ha="left" if ratio >= 1 else "right",
+                va="center",
+                fontsize=8,
+            )
+        ax.axvline(1, color="black", lw=1)
+        ax.set_xscale("log")
+        ax.margins(x=0.15)
+        ax.tick_params(labelsize=8)
+        ax.set_title(f"{result.title}; threads: {result.threads}", fontsize=8, loc="left")
+        ax.spines[["top", "right"]].set_visible(False)
+        if not ax.yaxis_inverted():
+            ax.invert_yaxis()
+    for ax in axes[-1]:
+        ax.set_xlabel(f"time / time of {reference}: faster to the left, slower to the right", fontsize=8)
+    figure.savefig(path, dpi=100)
+    plt.close(figure)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+    parser.add_argument(
+        "names", nargs="*", metavar="NAME", help=f"which to run: {', '.join(BENCHMARKS)} (default: all)"
+    )
+    parser.add_argument("--threads", type=int, nargs="+", default=[1, 2], help="numbers of threads (default: 1 2)")
+    parser.add_argument("--rounds", type=int, default=30, help="timed calls of each candidate (default: 30)")
+    parser.add_argument("--quick", action="store_true", help="small arrays, to see that everything runs")
+    parser.add_argument(
+        "--out",
+        type=Path,
+        default=Path(__file__).with_name("results"),
+        help="folder for a JSON and a PNG per benchmark",
+    )
+    args = parser.parse_args(argv)
+    unknown = set(args.names) - set(BENCHMARKS)
+    if unknown:
+        parser.error(f"unknown: {', '.join(sorted(unknown))}; known are {', '.join(BENCHMARKS)}")
+
+    about = environment()
+    versions = ", ".join(f"{name} {version}" for name, version in about["versions"].items())
+    print(f"{about['processor']}, {about['cores']} cores, Python {about['python']}, {versions}\n", flush=True)
+    results: dict[str, list[Result]] = {name: [] for name in args.names or BENCHMARKS}
+    for threads in args.threads:
+        torch.set_num_threads(threads)
+        for name, found in results.items():
+            for comparison in BENCHMARKS[name](args.quick):
+                result = measure(comparison, threads=threads, rounds=args.rounds, memory=peak_memory)
+                found.append(result)
+                print(f"{result.title}; threads: {threads}; median of {args.rounds}\n\n{table(result)}\n", flush=True)
+
+    args.out.mkdir(parents=True, exist_ok=True)
+    for name, found in results.items():
+        print(f"{name}, times as multiples of the first:\n\n{overview(found)}\n")
+        save(found, args.out / f"{name}.json")
+        draw(found, args.out / f"{name}.png")
+    print(f"Written to {args.out}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,219 @@
+"""Measuring callables against each other: interleaved, in one process, with medians, ratios and peak memory.
+
+On a machine that does other things, times drift by more than the differences of interest. So all candidates of a
+comparison run in turn, round after round, and a ratio is the median over the rounds of the ratio within a round.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import statistics
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass
+from importlib import metadata
+from itertools import accumulate
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("KINETO_LOG_LEVEL", "6")  # torch's profiler would announce itself on every use
+
+__all__ = [
+    "Candidate",
+    "Comparison",
+    "Result",
+    "Timing",
+    "environment",
+    "measure",
+    "overview",
+    "peak_memory",
+    "save",
+    "table",
+]
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """Something to measure.
+
+    Args:
+        name: in tables.
+        call: what is timed; it must have finished when it returns.
+        restore: called before every call and not timed, so that every call finds the same work to do.
+    """
+
+    name: str
+    call: Callable[[], object]
+    restore: Callable[[], object] = lambda: None
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Candidates that do the same job, and those among them that the others are compared with.
+
+    Args:
+        title: what the job is.
+        candidates: all with the same job.
+        references: names of candidates; every candidate gets its ratio to each.
+        unit: bytes of the array that is worked on, in which peak memory is given.
+    """
+
+    title: str
+    candidates: Sequence[Candidate]
+    references: Sequence[str]
+    unit: int
+
+
+@dataclass(frozen=True)
+class Timing:
+    """One candidate's result: seconds per call (median, quartiles), ratios of times, and peak memory in units."""
+
+    name: str
+    median: float
+    quartiles: tuple[float, float]
+    ratios: dict[str, float]
+    memory: float | None = None
+
+
+@dataclass(frozen=True)
+class Result:
+    """What was measured in one comparison."""
+
+    title: str
+    threads: int
+    rounds: int
+    timings: tuple[Timing, ...]
+
+
+def measure(
+    comparison: Comparison,
+    *,
+    threads: int,
+    rounds: int,
+    warmup: int = 2,
+    clock: Callable[[], float] = time.perf_counter,
+    memory: Callable[[Candidate], int] | None = None,
+) -> Result:
+    """Run all candidates in turn, `rounds` times, after `warmup` rounds that do not count.
+
+    Args:
+        comparison: what to measure.
+        threads: stated in the result; setting them is up to the caller.
+        rounds: how many calls of each are timed; every round starts with another candidate.
+        warmup: how many rounds come first.
+        clock: in seconds.
+        memory: measures the peak extra bytes of one call, in a run of its own.
+
+    Raises:
+        ValueError: a reference is no candidate, or there is nothing to measure.
+    """
+    candidates = list(comparison.candidates)
+    names = [c.name for c in candidates]
+    if rounds < 1 or not candidates or len(set(names)) < len(names) or not set(comparison.references) <= set(names):
+        raise ValueError(f"nothing to measure, or references {comparison.references} that are not among {names}")
+    times: dict[str, list[float]] = {name: [] for name in names}
+    for n in range(-warmup, rounds):
+        turn = n % len(candidates)
+        for candidate in candidates[turn:] + candidates[:turn]:
+            candidate.restore()
+            start = clock()
+            candidate.call()
+            elapsed = clock() - start
+            if n >= 0:
+                times[candidate.name].append(elapsed)
+    timings = []
+    for candidate in candidates:
+        own = times[candidate.name]
+        ratios = {
+            r: statistics.median(a / b for a, b in zip(own, times[r], strict=True)) for r in comparison.references
+        }
+        low, _, high = statistics.quantiles(own, n=4, method="inclusive") if len(own) > 1 else own * 3
+        peak = None if memory is None else memory(candidate) / comparison.unit
+        timings.append(Timing(candidate.name, statistics.median(own), (low, high), ratios, peak))
+    return Result(comparison.title, threads, rounds, tuple(timings))
+
+
+def peak_memory(candidate: Candidate) -> int:
+    """The largest number of bytes that one call holds, at any moment, beyond what it started with (torch, on the CPU).
+
+    Follows every allocation and release that torch reports to its profiler, so memory that is given back within the
+    call counts too.
+    """
+    from torch.profiler import ProfilerActivity, profile
+
+    candidate.restore()
+    candidate.call()  # what is made once and kept does not count
+    candidate.restore()
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as recorded:
+        candidate.call()
+    events = recorded.profiler.kineto_results.events()
+    changes = sorted((e for e in events if e.name() == "[memory]"), key=lambda e: e.start_ns())
+    return max(accumulate((e.nbytes() for e in changes), initial=0))
+
+
+def table(result: Result) -> str:
+    """A result as a Markdown table, with a row per candidate."""
+    references = list(result.timings[0].ratios)
+    rows = [["", "ms", *(f"/ {name}" for name in references), "peak memory"]]
+    for t in result.timings:
+        memory = "" if t.memory is None else f"{t.memory:.2f}"
+        rows.append([t.name, f"{1e3 * t.median:.3g}", *(f"{t.ratios[name]:.2f}" for name in references), memory])
+    return _markdown(rows)
+
+
+def overview(results: Iterable[Result]) -> str:
+    """Results for the same candidates as one Markdown table: the first reference's ms, and the ratios of all to it."""
+    rows: list[list[str]] = []
+    for result in results:
+        reference = next(iter(result.timings[0].ratios))
+        others = [t for t in result.timings if t.name != reference]
+        header = ["", "threads", f"{reference}, ms", *(t.name for t in others)]
+        if not rows:
+            rows.append(header)
+        if rows[0] != header:
+            raise ValueError(f"{result.title} has other candidates than the results before it")
+        (ms,) = (1e3 * t.median for t in result.timings if t.name == reference)
+        rows.append([result.title, str(result.threads), f"{ms:.3g}", *(f"{t.ratios[reference]:.2f}" for t in others)])
+    return _markdown(rows)
+
+
+def _markdown(rows: list[list[str]]) -> str:
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    rule = ["-" * widths[0], *("-" * (w - 1) + ":" for w in widths[1:])]
+    lines = [[row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])] for row in [rows[0], rule, *rows[1:]]]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def environment() -> dict[str, Any]:
+    """The machine and the versions."""
+    versions = {}
+    for package in ("projgrad", "numpy", "torch", "jax", "optax", "tensorflow-cpu", "keras"):
+        try:
+            versions[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    return {
+        "machine": platform.machine(),
+        "processor": _processor(),
+        "cores": os.cpu_count(),
+        "system": platform.system(),
+        "python": platform.python_version(),
+        "versions": versions,
+        "date": time.strftime("%Y-%m-%d"),
+    }
+
+
+def _processor() -> str:
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor()
+
+
+def save(results: Iterable[Result], path: Path) -> None:
+    """Write results with the machine and the versions as JSON."""
+    path.write_text(
+        json.dumps({"environment": environment(), "results": [asdict(r) for r in results]}, indent=1) + "\n"
+    )

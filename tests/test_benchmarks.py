@@ -1,0 +1,115 @@
+"""The harness computes what it says, the benchmarks run, and projecting in place needs no memory to speak of."""
+
+from __future__ import annotations
+
+import json
+import math
+
+import pytest
+
+torch = pytest.importorskip("torch")
+
+import projgrad as pg
+from benchmarks.__main__ import main
+from benchmarks.harness import Candidate, Comparison, measure, overview, peak_memory, table
+from projgrad.torch import project_
+
+
+class FakeClock:
+    """A clock that only moves when told to."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+    def candidate(self, name: str, seconds: list[float], log: list[str]) -> Candidate:
+        left = iter(seconds)
+
+        def call() -> None:
+            log.append(name)
+            self.now += next(left)
+
+        def restore() -> None:
+            log.append("restore")
+            self.now += 1000
+
+        return Candidate(name, call, restore)
+
+
+def test_medians_and_ratios():
+    clock = FakeClock()
+    log: list[str] = []
+    # the first call is the warm-up
+    a = clock.candidate("a", [500, 1, 2, 9], log)
+    b = clock.candidate("b", [500, 4, 4, 9], log)
+    result = measure(Comparison("t", [a, b], ["a"], 1), threads=1, rounds=3, warmup=1, clock=clock)
+    first, second = result.timings
+    assert (first.median, second.median) == (2, 4)
+    assert second.quartiles == (4, 6.5)
+    assert first.ratios == {"a": 1}
+    assert second.ratios == {"a": 2}  # the median of 4, 2 and 1; the ratio of the slow round counts for one
+    assert log[::2] == ["restore"] * 8
+    assert log[1::2] == ["b", "a", "a", "b", "b", "a", "a", "b"]
+    assert "2.00" in table(result)
+    assert overview([result]).splitlines()[-1].split("|")[1:-1] == [" t ", "       1 ", " 2e+03 ", " 2.00 "]
+
+
+@pytest.mark.parametrize(("references", "rounds"), [(["other"], 1), (["a"], 0)])
+def test_nothing_to_measure(references, rounds):
+    comparison = Comparison("t", [Candidate("a", lambda: None)], references, 1)
+    with pytest.raises(ValueError, match="nothing to measure"):
+        measure(comparison, threads=1, rounds=rounds)
+
+
+def test_all_benchmarks_run(tmp_path, capsys):
+    threads = torch.get_num_threads()
+    try:
+        main(["--quick", "--threads", "1", "--rounds", "2", "--out", str(tmp_path)])
+    finally:
+        torch.set_num_threads(threads)
+    saved = json.loads((tmp_path / "max_norm.json").read_text())
+    assert saved["environment"]["versions"]["torch"]
+    assert capsys.readouterr().out.count("| projgrad ") == len(saved["results"]) >= 4
+    for result in saved["results"]:
+        assert result["threads"] == 1
+        assert all(t["median"] > 0 and len(t["ratios"]) == 2 for t in result["timings"])
+    assert (tmp_path / "max_norm.png").read_bytes().startswith(b"\x89PNG")
+
+
+IN_PLACE = [
+    pg.MaxNorm(1.0, axis=1),
+    pg.MaxNorm(1.0, axis=0),
+    pg.MaxNorm(1.0, axis=None),
+    pg.MaxNorm(1.0, axis=1, rate=0.5),
+    pg.UnitNorm(axis=1),
+    pg.UnitNorm(axis=0),
+    pg.MinMaxNorm(40.0, 50.0, axis=1),
+    pg.NonNeg(),
+    pg.NonNeg(rate=0.5),
+    pg.NonPos(),
+    pg.Box(-0.1, 0.1),
+    pg.Box(-0.1, math.inf),
+    pg.from_dict({"type": "Box", "lower": [[0.1]], "upper": [[0.2]]}),
+]
+
+
+def _peaks(constraint, function) -> float:
+    start = torch.randn(4096, 1024, generator=torch.Generator().manual_seed(0))
+    w = start.clone()
+    peak = peak_memory(Candidate("", lambda: function(w, constraint), lambda: w.copy_(start)))
+    assert constraint.contains(start) is False
+    return peak / start.nbytes
+
+
+@pytest.mark.parametrize("constraint", IN_PLACE, ids=repr)
+def test_no_parameter_sized_array_in_place(constraint):
+    assert _peaks(constraint, project_) < 0.25
+
+
+@pytest.mark.parametrize("constraint", [pg.MaxNorm(1.0, axis=1), pg.NonNeg()], ids=repr)
+def test_the_memory_check_sees_the_functional_form(constraint):
+    assert _peaks(constraint, lambda w, c: c.project(w)) > 0.99
+    # also where the temporary does not outlive the call
+    assert _peaks(constraint, lambda w, c: w.copy_(c.project(w))) > 0.99

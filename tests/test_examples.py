@@ -1,0 +1,105 @@
+"""The example runs in every framework, tells the truth about the constraints, and draws its picture."""
+
+from __future__ import annotations
+
+import importlib.util
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+for _needed in ("matplotlib", "sklearn", "tqdm"):
+    pytest.importorskip(_needed)
+
+EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
+
+
+@pytest.fixture
+def moons(monkeypatch, capsys, tmp_path):
+    """Run the example with some arguments; return the cells of its table by row and column."""
+    monkeypatch.syspath_prepend(str(EXAMPLES))
+    main = importlib.import_module("moons").main
+
+    def run(*args: str) -> dict[str, dict[str, str]]:
+        picture = tmp_path / "moons.png"
+        main([*args, "--out", str(picture)])
+        assert picture.read_bytes().startswith(b"\x89PNG")
+        return _table(capsys.readouterr().out)
+
+    torch = importlib.import_module("torch") if importlib.util.find_spec("torch") else None
+    threads = torch.get_num_threads() if torch else 0
+    yield run
+    if torch:
+        torch.set_num_threads(threads)
+
+
+def _table(printed: str) -> dict[str, dict[str, str]]:
+    assert "0.914" in printed
+    assert "0.943" in printed
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in printed.splitlines() if line[:1] == "|"]
+    header, _, *body = rows
+    return {row[0]: dict(zip(header, row, strict=True)) for row in body}
+
+
+def _skip_without(framework: str) -> None:
+    for name in {"torch": ("torch",), "jax": ("jax", "optax"), "keras": ("keras", "tensorflow")}[framework]:
+        pytest.importorskip(name)
+    if framework == "keras" and importlib.import_module("keras").backend.backend() != "tensorflow":
+        pytest.skip("the compiled loop is for Keras on TensorFlow")
+
+
+@pytest.mark.parametrize("framework", ["torch", "jax", "keras"])
+def test_constraints_hold(moons, framework):
+    _skip_without(framework)
+    seeds = "1" if framework == "keras" else "2"  # Keras compiles for every seed
+    found = moons(
+        "--framework", framework, "--epochs", "25", "--seeds", seeds, "--constrain-output", "--constrain-bias"
+    )
+    assert list(found) == ["none", "UnitNorm()", "MinMaxNorm(1, 1)", "MaxNorm(1)"]
+    norms = ("hidden norms", "output norm", "hidden bias norm")
+    for label in ("UnitNorm()", "MinMaxNorm(1, 1)"):
+        assert [found[label][column] for column in norms] == ["1.000"] * 3
+    for column in norms:
+        assert float(found["MaxNorm(1)"][column].split()[-1]) <= 1
+        assert found["none"][column] != "1.000"
+    for label, row in found.items():
+        assert (row["violation"] == "") if label == "none" else float(row["violation"]) < 2e-6
+        mean, *deviation = row["train accuracy"].split(" ± ")
+        assert 0.3 < float(mean) <= 1
+        assert len(deviation) == int(seeds) - 1
+
+
+def test_only_the_hidden_layer_unless_asked(moons):
+    pytest.importorskip("torch")
+    row = moons("--epochs", "5", "--seeds", "1")["UnitNorm()"]
+    assert row["hidden norms"] == "1.000"
+    assert row["output norm"] != "1.000"
+    assert "hidden bias norm" not in row
+
+
+def test_radii(moons):
+    pytest.importorskip("torch")
+    found = moons("--epochs", "3", "--seeds", "1", "--radius")
+    assert len(found) == 7
+    assert found["MinMaxNorm(0.3, 0.3)"]["hidden norms"] == "0.300"
+    assert list(moons("--epochs", "3", "--seeds", "1", "--radius", "0.5")) == ["none", "MinMaxNorm(0.5, 0.5)"]
+
+
+def test_keras_fit(moons):
+    _skip_without("keras")
+    found = moons("--framework", "keras", "--fit", "--epochs", "2", "--seeds", "1", "--radius", "1")
+    assert found["MinMaxNorm(1, 1)"]["hidden norms"] == "1.000"
+
+
+def test_runs_from_elsewhere(tmp_path):
+    pytest.importorskip("torch")
+    command = [sys.executable, str(EXAMPLES / "moons.py"), "--epochs", "2", "--seeds", "1"]
+    subprocess.run(command, cwd=tmp_path, check=True, capture_output=True)
+    assert (tmp_path / "moons-torch.png").exists()
+
+
+@pytest.mark.parametrize("args", [["--fit"], ["--epochs", "0"], ["--seeds", "0"], ["--framework", "other"]])
+def test_bad_options(moons, args):
+    with pytest.raises(SystemExit):
+        moons(*args)
