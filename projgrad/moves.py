@@ -7,10 +7,13 @@ backends) writing in place.
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, replace
+from typing import Any
 
 from projgrad.namespace import Array, Namespace
+from projgrad.precision import tolerance
 
 __all__ = ["Clip", "Move", "Replace", "Scale"]
 
@@ -37,35 +40,68 @@ class Move(ABC):
 
 @dataclass(frozen=True)
 class Scale(Move):
-    """``y = x / m * s + fill`` with one `m`, `s` and `fill` per group, kept groups having 1, 1 and -0.
+    """Every group is scaled to the nearest norm between `low` and `high`.
 
-    Two factors, because the norm of a group of 3e37s is infinite in float32; -0 rather than 0, because ``x + -0`` is
-    `x` for every `x`. `away` and `kept` are the distance and the verdict per group. All have length 1 along `axes`.
+    Args:
+        m, u: the norm of every group as the two factors that `Namespace.norm` gives.
+        low, high: bounds of the norm, numbers or one per group; low None for none, the same object for a sphere.
+        axes: the axes of a group, with length 1 in all of these.
+        size: the number of entries in a group.
+        rate: how far to go.
     """
 
     m: Array
-    s: Array
-    fill: Array | None
-    away: Array
-    kept: Array
+    u: Array
+    low: Any
+    high: Any
     axes: tuple[int, ...]
+    size: int
+    rate: float = 1.0
 
     def apply(self, x: Array, xp: Namespace) -> Array:
-        y = xp.times(xp.divide(xp.upcast(x), self.m), self.s)
-        if self.fill is not None:
-            y = y + xp.astype(self.fill, y.dtype)
+        m, s, fill = self.factors(x, xp, self.keep(x, xp))
+        y = xp.times(xp.divide(xp.upcast(x), m), s)
+        if fill is not None:
+            y = y + xp.astype(fill, y.dtype)
         return xp.astype(y, x.dtype)
 
+    def factors(self, x: Array, xp: Namespace, kept: Array) -> tuple[Array, Array, Array | None]:
+        """`m`, `s` and `fill` per group with ``y = x / m * s + fill``, which are 1, 1 and -0 in the groups to keep.
+
+        Two factors, because the norm of a group of 3e37s is infinite in float32; -0 rather than 0, because ``x + -0``
+        is `x` for every `x`. `fill` makes up for the direction that a group of zeros does not have; None if not needed.
+        """
+        zero, fill = self.u == 0, None
+        one = xp.ones_like(self.u)
+        s = self.high * one
+        if self.low is not None:
+            s = xp.where(xp.times(self.m, self.u) > self.high, s, self.low)
+        s = s / xp.where(zero, 1.0, self.u)
+        # in a kept group 1, on a sphere with the derivative that x / ||x|| has there
+        s_kept = s / self.m + xp.stop_gradient(1.0 - s / self.m) if self.low is self.high else one
+        if self.rate != 1:  # x / m * ((1 - rate) m + rate s)
+            s, s_kept = s + (1 - self.rate) * (self.m - s), s_kept + (1 - self.rate) * (one - s_kept)
+        if self.low is not None:
+            fill = xp.where(zero, self.rate * self.low / math.sqrt(self.size) * one, -0.0)
+            s = xp.where(zero, 0.0, s)
+        return xp.where(kept, 1.0, self.m), xp.where(kept, s_kept, s), fill
+
     def distance(self, x: Array, xp: Namespace) -> Array:
-        return xp.squeeze(self.away, axis=self.axes)
+        norm = xp.times(self.m, self.u)
+        away = xp.where(xp.isnan(norm), norm, 0.0)
+        if self.low is not None:
+            away = xp.where(norm < self.low, self.low - norm, away)
+        return xp.squeeze(xp.where(norm > self.high, norm - self.high, away), axis=self.axes)
 
     def keep(self, x: Array, xp: Namespace) -> Array:
-        return self.kept
+        norm = xp.times(self.m, self.u)
+        kept = norm <= self.high + tolerance(x.dtype, self.size, self.high)  # false for NaN
+        if self.low is not None:
+            kept = kept & (norm >= self.low - tolerance(x.dtype, self.size, self.low))
+        return kept
 
     def relaxed(self, rate: float) -> Scale:
-        # x / m * ((1 - rate) m + rate s); in kept groups m and s are 1 and the change from s vanishes
-        fill = None if self.fill is None else rate * self.fill
-        return replace(self, s=self.s + (1 - rate) * (self.m - self.s), fill=fill)
+        return replace(self, rate=self.rate * rate)
 
 
 @dataclass(frozen=True)
@@ -108,7 +144,7 @@ class Replace(Move):
 
     def distance(self, x: Array, xp: Namespace) -> Array:
         m, u = xp.norm(xp.upcast(x) - xp.upcast(self.y), self.axes)
-        return xp.squeeze(m * u, axis=self.axes)
+        return xp.squeeze(xp.times(m, u), axis=self.axes)
 
     def keep(self, x: Array, xp: Namespace) -> Array:
         return xp.all(x == self.y, axis=self.axes, keepdims=True)

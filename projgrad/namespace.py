@@ -111,6 +111,14 @@ class Namespace:
         return m, self.where(zero, 0.0, self.sqrt(self.where(zero, 1.0, total)))
 
 
+class HostNamespace(Namespace):
+    """NumPy and what follows it, which would warn where a norm overflows to infinity as it should."""
+
+    def times(self, x: Array, by: Array) -> Array:
+        with np.errstate(over="ignore"):
+            return x * by
+
+
 _namespaces: dict[type, Namespace] = {}
 
 
@@ -138,7 +146,7 @@ def _find(x: Any) -> Namespace:
     elif _is(x, "tensorflow", "Tensor") or _is(x, "tensorflow", "Variable"):
         from projgrad_backends.tensorflow.namespace import xp
     elif array_api_compat.is_array_api_obj(x):
-        return Namespace(array_api_compat.array_namespace(x))
+        return HostNamespace(array_api_compat.array_namespace(x))
     else:
         raise TypeError(
             f"projgrad projects arrays and tensors of NumPy, PyTorch, JAX, TensorFlow or Keras, not {type(x).__name__}"

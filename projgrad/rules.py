@@ -18,7 +18,8 @@ from projgrad.registry import as_constraint
 __all__ = ["Parameter", "Rules", "Use", "resolve"]
 
 Choice = Constraint | Callable[..., Any] | None
-Rules = Mapping[str | type, Choice | Mapping[str, Choice]]
+Rule = Choice | Mapping[str, Choice]
+Rules = Mapping[Any, Rule]  # the keys are names or classes; a union would refuse dict[str, ...], as they are invariant
 
 
 @dataclass(frozen=True)

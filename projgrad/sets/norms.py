@@ -10,7 +10,6 @@ from projgrad.axes import INCOMING, Axis, group_size, numeric_axes
 from projgrad.constraint import Constraint
 from projgrad.moves import Scale
 from projgrad.namespace import Array, Namespace
-from projgrad.precision import tolerance
 from projgrad.registry import register
 
 __all__ = ["MaxNorm", "MinMaxNorm", "UnitNorm"]
@@ -116,22 +115,9 @@ class MinMaxNorm(Constraint):
 def to_shell(x: Array, xp: Namespace, axis: Axis, low: float, high: float) -> Scale:
     """The move to ``low <= ||x|| <= high`` in every group along `axis`."""
     axes = numeric_axes(axis, len(x.shape))
-    size = group_size(x.shape, axes)
     m, u = xp.norm(x, axes)
-    norm = m * u
-    most, least = high + tolerance(x.dtype, size, high), low - tolerance(x.dtype, size, low)
-    kept = (norm <= most) & (norm >= least)  # false for NaN
-    above = norm > high
-    zero, one = u == 0, xp.ones_like(norm)
-    s = xp.where(above, high * one, low) / xp.where(zero, 1.0, u)
-    # in a kept group 1, on a sphere with the derivative that x / ||x|| has there
-    s_kept = s / m + xp.stop_gradient(1.0 - s / m) if low == high else one
-    fill = None
-    if low > 0:
-        fill = xp.where(zero, (low / math.sqrt(size)) * one, -0.0)
-        s = xp.where(zero, 0.0, s)
-    away = xp.where(above, norm - high, xp.where(norm < low, low - norm, xp.where(xp.isnan(norm), norm, 0.0)))
-    return Scale(xp.where(kept, 1.0, m), xp.where(kept, s_kept, s), fill, away, kept, axes)
+    inner = None if low == 0 else high if low == high else low
+    return Scale(m, u, inner, high, axes, group_size(x.shape, axes))
 
 
 def _set_norm(constraint: Constraint, name: str, most: float = math.nextafter(math.inf, 0)) -> None:

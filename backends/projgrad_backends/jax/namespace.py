@@ -19,6 +19,18 @@ class JaxNamespace(Namespace):
     def astype(self, x: Any, dtype: Any) -> jax.Array:
         return jnp.asarray(x).astype(dtype)
 
+    def upcast(self, x: Any) -> jax.Array:
+        return super().upcast(self.stored(x))
+
+    def stored(self, x: Any) -> Any:
+        """`x` as memory holds it: compiled code computes bfloat16 in float32 and may leave out the rounding."""
+        return jax.lax.optimization_barrier(x) if x.dtype.itemsize < 4 else x
+
+    def divide(self, x: jax.Array, by: jax.Array) -> jax.Array:
+        # XLA may multiply by 1 / by instead, which is flushed to zero where `by` is near the largest number
+        shrink = jnp.where(by > 2.0**100, 2.0**-32, 1.0).astype(by.dtype)
+        return (x * shrink) / (by * shrink)
+
     def stop_gradient(self, x: jax.Array) -> jax.Array:
         return jax.lax.stop_gradient(x)
 

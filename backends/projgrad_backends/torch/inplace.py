@@ -61,22 +61,20 @@ def _parts(x: torch.Tensor, *others: torch.Tensor) -> Iterator[tuple[torch.Tenso
 class InPlaceNamespace(TorchNamespace):
     """The namespace of a projection in place: norms without temporaries."""
 
-    def norm(self, x: torch.Tensor, axes: tuple[int, ...]) -> tuple[torch.Tensor, torch.Tensor]:
-        # in float64, where the squares of float32 numbers neither overflow nor underflow
+    def norm(self, x: torch.Tensor, axes: tuple[int, ...]) -> tuple[Any, torch.Tensor]:
+        # in float64 and as one factor, where the squares of float32 numbers neither overflow nor underflow
         if not _can_look(x):
             if x.dtype in _WIDE or not axes:
                 return super().norm(x, axes)
             norm = torch.linalg.vector_norm(x, dim=axes, keepdim=True, dtype=_accumulator(x))
         else:
-            total = _sum_of_squares(x, axes, x.abs().dtype if x.dtype in _WIDE else torch.float32)
-            if not bool(((total > 2.0**-100) & (total < 2.0**100)).all()):
-                if x.dtype in _WIDE:
-                    return super().norm(x, axes)
-                total = _sum_of_squares(x, axes, torch.float64)
-            norm = total.double().sqrt()
-        norm = torch.where(norm.isfinite(), norm, torch.nan)
-        u, exponent = torch.frexp(norm)
-        return torch.ldexp(torch.ones_like(u), exponent), u
+            total = _sum_of_squares(x, axes, torch.float64 if x.dtype in _WIDE else torch.float32)
+            if bool(((total > 2.0**-100) & (total < 2.0**100)).all()):
+                return 1.0, total.double().sqrt()
+            if x.dtype in _WIDE:
+                return super().norm(x, axes)
+            norm = _sum_of_squares(x, axes, torch.float64).sqrt()
+        return 1.0, torch.where(norm.isfinite(), norm, torch.nan)
 
 
 xp = InPlaceNamespace(array_api_compat.torch)
@@ -88,15 +86,12 @@ def _accumulator(x: torch.Tensor) -> torch.dtype:
 
 
 def _sum_of_squares(x: torch.Tensor, axes: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
-    shape = [1 if d in axes else n for d, n in enumerate(x.shape)]
-    total = torch.zeros(shape, dtype=dtype)
+    if x.numel() <= _PART:
+        return _sum_of_part(x, axes, dtype)
+    total = torch.zeros([1 if d in axes else n for d, n in enumerate(x.shape)], dtype=dtype)
     sums: list[torch.Tensor] = []
     for part, of_part in _parts(x, total):
-        real = torch.view_as_real(part) if part.is_complex() else part
-        squares = real.to(dtype).square()
-        if part.is_complex():
-            squares = squares.sum(-1)
-        here = squares.sum(axes, keepdim=True) if axes else squares
+        here = _sum_of_part(part, axes, dtype)
         if of_part is total:
             sums.append(here)  # every part adds to the same groups: add pairwise, not one by one
         else:
@@ -104,28 +99,31 @@ def _sum_of_squares(x: torch.Tensor, axes: tuple[int, ...], dtype: torch.dtype) 
     return torch.stack(sums).sum(0) if sums else total
 
 
+def _sum_of_part(x: torch.Tensor, axes: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
+    squares = torch.view_as_real(x).to(dtype).square().sum(-1) if x.is_complex() else x.to(dtype).square()
+    return squares.sum(axes, keepdim=True) if axes else squares
+
+
 def _scale_(x: torch.Tensor, move: Scale) -> None:
-    look = _can_look(x)
-    if look and bool(move.kept.all()):
+    look, kept = _can_look(x), move.keep(x, xp)
+    if look and bool(kept.all()):
         return
-    compute = torch.float64 if x.dtype in _WIDE else torch.float32
-    factor = move.s / move.m
-    if look:
-        size = factor.abs()
-        one_factor = not bool(((size < 1e-30) & (move.s != 0) | (size > 1e30)).any())
-        factor = factor.to(compute)
-    else:
-        one_factor = x.dtype not in _WIDE  # the factor is in float64
-    m, s = move.m.to(compute), move.s.to(compute)
-    if look and x.dtype in (torch.float16, torch.bfloat16):
-        for part, part_m, part_s in _parts(x, m, s):
-            part.copy_(part.float().div_(part_m).mul_(part_s))
-    elif one_factor:
-        x.mul_(factor)
-    else:
+    m, s, fill = move.factors(x, xp, kept)
+    factor = s / m
+    if x.dtype in _WIDE:
         x.div_(m).mul_(s)
-    if move.fill is not None and not (look and not bool(move.fill.any())):
-        x.add_(move.fill.to(x.dtype))
+    elif not look:
+        x.mul_(factor)  # in float64, rounded once
+    elif x.dtype in (torch.float16, torch.bfloat16):
+        for part, of_part in _parts(x, factor):
+            part.copy_(part.to(of_part.dtype).mul_(of_part))
+    elif bool(((factor > 1e-30) & (factor < 1e30) | (s == 0)).all()):
+        x.mul_(factor.float())
+    else:  # a factor that float32 cannot hold, or with few digits
+        root = factor.sqrt().float()
+        x.mul_(root).mul_(root)
+    if fill is not None and not (look and not bool(fill.any())):
+        x.add_(fill.to(x.dtype))
 
 
 def _entrywise_(x: torch.Tensor, move: Move) -> None:

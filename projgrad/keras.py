@@ -1,0 +1,18 @@
+"""projgrad for Keras 3, on any of its backends."""
+
+try:
+    import keras as _keras  # noqa: F401
+except ImportError as error:
+    raise ImportError(
+        'projgrad.keras needs Keras 3 and one of its backends: pip install "projgrad[keras]" '
+        f"and tensorflow, jax or torch ({error})"
+    ) from error
+
+from projgrad import registry as _registry
+from projgrad_backends.keras.optimizer import ProjectedOptimizer as ProjectedOptimizer
+from projgrad_backends.keras.projection import project_params as project_params
+from projgrad_backends.keras.projection import violations as violations
+from projgrad_backends.keras.tagging import constrain as constrain
+
+for _thing in _registry.registered():
+    _registry.tell_keras(_thing)
