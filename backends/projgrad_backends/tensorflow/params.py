@@ -1,0 +1,117 @@
+"""Constraints in a bare TensorFlow training loop."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from projgrad.constraint import Constraint
+from projgrad.precision import precision
+from projgrad.rules import Parameter, Rules, Use, resolve
+
+__all__ = ["project_params", "violations"]
+
+_NO_LAYER = 'TensorFlow variables have no layer that tells what is "incoming": give the axes as numbers, e.g. axis=0'
+
+
+def project_params(variables: Any, rules: Rules) -> None:
+    """Replace the constrained variables by the nearest points of their sets, in place.
+
+    In a `tf.function` the names are resolved while it is traced, so a compiled step pays for the projections only.
+
+    Args:
+        variables: a `tf.Module` (its trainable variables are named by attribute path, such as ``"layers/0/w"``), a
+            mapping of names to variables, or a list of variables (named as TensorFlow names them, without ``":0"``).
+        rules: name patterns to constraints.
+
+    Raises:
+        TypeError, ValueError: the rules do not fit the variables; then nothing is changed.
+
+    Example:
+        >>> @tf.function
+        ... def step(x, y):
+        ...     with tf.GradientTape() as tape:
+        ...         loss = loss_of(module(x), y)
+        ...     gradients = tape.gradient(loss, module.trainable_variables)
+        ...     optimizer.apply_gradients(zip(gradients, module.trainable_variables))
+        ...     projgrad.tensorflow.project_params(module, {"*/w": pg.MaxNorm(3.0, axis=0)})
+    """
+    for _, variable, constraint in _resolved(variables, rules):
+        variable.assign(constraint.project(variable))
+
+
+def violations(variables: Any, rules: Rules) -> dict[str, float]:
+    """How far the constrained variables are from their sets.
+
+    Args:
+        variables: a `tf.Module`, a mapping of names to variables, or a list of variables.
+        rules: name patterns to constraints.
+
+    Returns:
+        The largest distance over the groups of each constrained variable, by its name; equal names count as one.
+
+    Raises:
+        TypeError, ValueError: the rules do not fit the variables.
+    """
+    found: dict[str, float] = {}
+    for name, variable, constraint in _resolved(variables, rules):
+        largest = np.max(constraint.violation(variable).numpy(), initial=found.get(name, 0.0))
+        found[name] = float(largest)
+    return found
+
+
+def _resolved(variables: Any, rules: Rules) -> list[tuple[str, tf.Variable, Constraint]]:
+    named: dict[Any, tuple[tf.Variable, list[Use]]] = {}
+    for name, variable in _named(variables):
+        named.setdefault(variable.ref(), (variable, []))[1].append(Use(name, _NO_LAYER))
+    held = [(variable, _parameter(variable, tuple(uses))) for variable, uses in named.values()]
+    found = resolve(rules, [parameter for _, parameter in held])
+    return [(held[i][1].name, held[i][0], constraint) for i, constraint in found.items()]
+
+
+def _parameter(variable: tf.Variable, uses: tuple[Use, ...]) -> Parameter:
+    try:
+        precision(variable.dtype)
+        floating = True
+    except TypeError:
+        floating = False
+    return Parameter(uses, tuple(variable.shape), floating)
+
+
+def _named(variables: Any) -> Iterator[tuple[str, tf.Variable]]:
+    if isinstance(variables, tf.Module):
+        yield from _walk("", variables, ())
+    elif isinstance(variables, Mapping):
+        yield from ((str(name), _checked(variable)) for name, variable in variables.items())
+    elif isinstance(variables, Iterable) and not isinstance(variables, tf.Variable | tf.Tensor | str):
+        yield from ((_checked(variable).name.removesuffix(":0"), variable) for variable in variables)
+    else:
+        raise TypeError(f"give a tf.Module, a list of tf.Variables or a dict of them, not {type(variables).__name__}")
+
+
+def _checked(variable: Any) -> tf.Variable:
+    if not isinstance(variable, tf.Variable):
+        raise TypeError(f"not a tf.Variable: {variable!r} (Keras models and variables go to projgrad.keras)")
+    return variable
+
+
+def _walk(prefix: str, thing: Any, above: tuple[Any, ...]) -> Iterator[tuple[str, tf.Variable]]:
+    # not tf.Module's own walk, which passes over the second name of a tied variable
+    if any(thing is other for other in above):
+        return
+    children: Iterable[tuple[Any, Any]] = ()
+    if isinstance(thing, tf.Variable):
+        if thing.trainable:
+            yield prefix, thing
+    elif isinstance(thing, tf.Module):
+        ignored: frozenset[str] = getattr(thing, "_TF_MODULE_IGNORED_PROPERTIES", frozenset())
+        children = sorted((k, v) for k, v in vars(thing).items() if k not in ignored)
+    elif isinstance(thing, Mapping):
+        children = thing.items()
+    elif isinstance(thing, list | tuple):
+        children = enumerate(thing)
+    for key, child in children:
+        yield from _walk(f"{prefix}/{key}" if prefix else str(key), child, (*above, thing))
