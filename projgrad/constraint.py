@@ -11,6 +11,7 @@ from projgrad.axes import INCOMING, Axis, check_axis, numeric_axes
 from projgrad.moves import Move
 from projgrad.namespace import Array, Namespace, native
 from projgrad.precision import precision
+from projgrad.registry import decode, to_dict
 
 __all__ = ["Constraint"]
 
@@ -126,24 +127,19 @@ class Constraint(ABC):
 
     def to_dict(self) -> dict[str, Any]:
         """The constraint as plain JSON, for `projgrad.from_dict`."""
-        from projgrad.registry import to_dict
-
         return to_dict(self)
 
-    # Keras saves a constraint that stands on one of its layers by these two.
+    # Keras saves a constraint that stands on one of its layers by these two, whether or not projgrad.keras is imported.
 
     def get_config(self) -> dict[str, Any]:
         """The fields as plain JSON, with a note for which Keras's own class of the same name refuses them."""
-        from projgrad.registry import tell_keras
+        from projgrad_backends.keras import registration  # noqa: F401  it lets Keras know the classes
 
-        tell_keras(type(self))
         return {"projgrad": "import projgrad.keras before loading"} | self.to_dict()
 
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> Self:
         """The constraint of these fields."""
-        from projgrad.registry import decode
-
         return cls(**{k: decode(v) for k, v in config.items() if k not in ("projgrad", "type")})
 
     def _checked(self, x: Any) -> tuple[Array, Namespace]:

@@ -8,11 +8,8 @@ except ImportError as error:
         f"and tensorflow, jax or torch ({error})"
     ) from error
 
-from projgrad import registry as _registry
+from projgrad_backends.keras import registration as _registration  # noqa: F401
 from projgrad_backends.keras.optimizer import ProjectedOptimizer as ProjectedOptimizer
 from projgrad_backends.keras.projection import project_params as project_params
 from projgrad_backends.keras.projection import violations as violations
 from projgrad_backends.keras.tagging import constrain as constrain
-
-for _thing in _registry.registered():
-    _registry.tell_keras(_thing)

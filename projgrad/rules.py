@@ -13,7 +13,7 @@ from fnmatch import fnmatchcase
 from typing import Any
 
 from projgrad.constraint import Constraint
-from projgrad.registry import as_constraint
+from projgrad.function import as_constraint
 
 __all__ = ["Parameter", "Rules", "Use", "resolve"]
 

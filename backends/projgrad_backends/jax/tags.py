@@ -9,8 +9,8 @@ from typing import Any
 import jax
 
 from projgrad.constraint import Constraint
+from projgrad.function import as_constraint
 from projgrad.plan import Plan, PlanEntry
-from projgrad.registry import as_constraint
 from projgrad.rules import Parameter, Rules, resolve
 from projgrad_backends.jax.parameters import is_array, is_module, is_skipped, parameters
 

@@ -8,8 +8,9 @@ from typing import Any
 import keras
 
 from projgrad.constraint import Constraint
+from projgrad.function import Function
 from projgrad.plan import Plan, PlanEntry
-from projgrad.registry import Function, from_dict
+from projgrad.registry import from_dict
 from projgrad.rules import Rules
 from projgrad_backends.keras.parameters import path, short_names
 from projgrad_backends.keras.projection import Projection

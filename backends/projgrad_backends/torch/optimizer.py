@@ -10,8 +10,8 @@ import torch
 from torch.optim import Optimizer
 
 from projgrad.constraint import Constraint
+from projgrad.function import as_constraint
 from projgrad.plan import Plan, PlanEntry
-from projgrad.registry import as_constraint
 from projgrad.rules import Parameter, Rules, resolve
 from projgrad_backends.torch.inplace import project_
 from projgrad_backends.torch.parameters import names_of, of_model, of_tensor

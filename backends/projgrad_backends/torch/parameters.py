@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn.utils import parametrize
 
 from projgrad.constraint import Constraint
-from projgrad.registry import as_constraint
+from projgrad.function import as_constraint
 from projgrad.rules import Parameter, Use, resolve
 from projgrad_backends.torch.incoming import incoming
 
