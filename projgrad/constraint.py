@@ -90,12 +90,16 @@ class Constraint(ABC):
         return self.solve(x, xp).distance(x, xp)
 
     def contains(self, x: Any, tol: float | None = None) -> bool:
-        """Whether every group of `x` is within the distance `tol` of the set (by default: `projgrad.tolerance`)."""
+        """Whether every group of `x` is within the distance `tol` of the set.
+
+        By default, 1.5 times `projgrad.tolerance`: `project` leaves alone what is within the tolerance, and compiled,
+        eager and sharded code may compute distances that differ by half of it.
+        """
         x, xp = self._checked(x)
         if not _size(x):
             return True
         move = self.solve(x, xp)
-        return bool(xp.all(move.keep(x, xp) if tol is None else move.distance(x, xp) <= tol))
+        return bool(xp.all(move.keep(x, xp, slack=1.5) if tol is None else move.distance(x, xp) <= tol))
 
     def bind(self, shape: tuple[int, ...], incoming: tuple[int, ...] | str) -> Self:
         """This constraint for a parameter of the given shape, with its axes as numbers.

@@ -30,8 +30,8 @@ class Move(ABC):
         """The distance of every group of `x` from the set."""
 
     @abstractmethod
-    def keep(self, x: Array, xp: Namespace) -> Array:
-        """Which groups of `x` are in the set already, up to the tolerance; broadcasts against `x`."""
+    def keep(self, x: Array, xp: Namespace, slack: float = 1.0) -> Array:
+        """Which groups of `x` are in the set already, up to `slack` times the tolerance; broadcasts against `x`."""
 
     @abstractmethod
     def relaxed(self, rate: float) -> Move:
@@ -93,11 +93,11 @@ class Scale(Move):
             away = xp.where(norm < self.low, self.low - norm, away)
         return xp.squeeze(xp.where(norm > self.high, norm - self.high, away), axis=self.axes)
 
-    def keep(self, x: Array, xp: Namespace) -> Array:
+    def keep(self, x: Array, xp: Namespace, slack: float = 1.0) -> Array:
         norm = xp.times(self.m, self.u)
-        kept = norm <= self.high + tolerance(x.dtype, self.size, self.high)  # false for NaN
+        kept = norm <= self.high + slack * tolerance(x.dtype, self.size, self.high)  # false for NaN
         if self.low is not None:
-            kept = kept & (norm >= self.low - tolerance(x.dtype, self.size, self.low))
+            kept = kept & (norm >= self.low - slack * tolerance(x.dtype, self.size, self.low))
         return kept
 
     def relaxed(self, rate: float) -> Scale:
@@ -125,7 +125,7 @@ class Clip(Move):
         same = x == y  # infinities too
         return xp.abs(xp.where(same, 0.0, x) - xp.where(same, 0.0, y))
 
-    def keep(self, x: Array, xp: Namespace) -> Array:
+    def keep(self, x: Array, xp: Namespace, slack: float = 1.0) -> Array:
         return x == self.apply(x, xp)
 
     def relaxed(self, rate: float) -> Relaxed:
@@ -146,7 +146,7 @@ class Replace(Move):
         m, u = xp.norm(xp.upcast(x) - xp.upcast(self.y), self.axes)
         return xp.squeeze(xp.times(m, u), axis=self.axes)
 
-    def keep(self, x: Array, xp: Namespace) -> Array:
+    def keep(self, x: Array, xp: Namespace, slack: float = 1.0) -> Array:
         return xp.all(x == self.y, axis=self.axes, keepdims=True)
 
     def relaxed(self, rate: float) -> Relaxed:
@@ -168,8 +168,8 @@ class Relaxed(Move):
     def distance(self, x: Array, xp: Namespace) -> Array:
         return self.move.distance(x, xp)
 
-    def keep(self, x: Array, xp: Namespace) -> Array:
-        return self.move.keep(x, xp)
+    def keep(self, x: Array, xp: Namespace, slack: float = 1.0) -> Array:
+        return self.move.keep(x, xp, slack)
 
     def relaxed(self, rate: float) -> Relaxed:
         return Relaxed(self.move, self.rate * rate)

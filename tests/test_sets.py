@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 import projgrad as pg
 from projgrad.precision import precision
 from tests import oracles
-from tests.frameworks import FRAMEWORKS, Framework, wide
+from tests.frameworks import FRAMEWORKS, JAX, NUMPY, STRICT, TENSORFLOW, TORCH, Framework, wide
 
 # few shapes, so that frameworks that compile each shape do so only once
 SHAPES: list[tuple[tuple[int, ...], int | tuple[int, ...] | None]] = [
@@ -104,6 +105,20 @@ def test_what_is_in_the_set_comes_back_bit_for_bit(
     once = framework.project(constraint, framework.make(values, dtype))
     twice = framework.project(constraint, once)
     assert same(framework.read(once), framework.read(twice))
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+def test_what_one_code_path_leaves_alone_every_other_accepts(framework: Framework, dtype: str) -> None:
+    if dtype not in framework.dtypes:
+        pytest.skip(f"{framework} has no {dtype}")
+    rng = np.random.default_rng(0)
+    for size in (2, 40):
+        x = rng.standard_normal((size, 4000))
+        x *= (1 + rng.uniform(-1.1, 1.1, 4000) * pg.tolerance(dtype, size, 1.0)) / np.linalg.norm(x, axis=0)
+        y = framework.project(pg.UnitNorm(axis=0), framework.make(x, dtype))
+        for other in (NUMPY, STRICT, TORCH, JAX, TENSORFLOW):
+            if dtype in other.dtypes and not other.missing:
+                assert pg.UnitNorm(axis=0).contains(other.make(framework.read(y), dtype)), other
 
 
 @given(seed=st.integers(0, 2**32 - 1))
@@ -358,13 +373,19 @@ def test_gradients_of_the_violation_are_finite_at_zero() -> None:
     assert torch.isfinite(x.grad).all()
 
 
-def test_one_definition_is_right_in_extremes_of_single_precision(framework: Framework) -> None:
+@pytest.mark.parametrize("compiled", [False, True])
+def test_one_definition_is_right_in_extremes_of_single_precision(framework: Framework, compiled: bool) -> None:
+    unit, small = pg.UnitNorm(axis=0), pg.MaxNorm(1e-3, axis=0)
+    to_unit: Any = lambda x: framework.project(unit, x)  # noqa: E731
+    to_small: Any = lambda x: framework.project(small, x)  # noqa: E731
+    if compiled:
+        if framework.compile is None:
+            pytest.skip(f"{framework} does not compile")
+        to_unit, to_small = framework.compile(unit.project), framework.compile(small.project)
     for size in (3e37, 3e38, 1e-30, 1e-37, 1e20):
         x = framework.make(np.full((400, 2), size, np.float32), "float32")
-        y = framework.read(framework.project(pg.UnitNorm(axis=0), x))
-        np.testing.assert_allclose(y, 0.05, rtol=1e-6)
-        y = framework.read(framework.project(pg.MaxNorm(1e-3, axis=0), x))
-        np.testing.assert_allclose(y, min(size, 5e-5), rtol=1e-6)
+        np.testing.assert_allclose(framework.read(to_unit(x)), 0.05, rtol=1e-6)
+        np.testing.assert_allclose(framework.read(to_small(x)), min(size, 5e-5), rtol=1e-6)
 
 
 def test_wide_reads_what_was_made(framework: Framework) -> None:
