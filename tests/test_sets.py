@@ -107,6 +107,13 @@ def test_what_is_in_the_set_comes_back_bit_for_bit(
     assert same(framework.read(once), framework.read(twice))
 
 
+def test_signs_of_zero_stay_in_groups_that_are_kept(framework: Framework, dtype: str) -> None:
+    values = np.array([[1.0, -0.0, 0.0], [-0.0, 0.0, -1.0]])
+    x = framework.make(values, dtype)
+    for low, high in BOUNDS[2:]:
+        assert same(framework.read(framework.project(norm_set(low, high, 1), x)), values)
+
+
 @pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
 def test_what_one_code_path_leaves_alone_every_other_accepts(framework: Framework, dtype: str) -> None:
     if dtype not in framework.dtypes:
@@ -306,12 +313,19 @@ def test_compiled_and_eager_agree(framework: Framework, dtype: str) -> None:
             )
 
 
+def long_groups(length: int, axis: int) -> np.ndarray:
+    """Equal small entries, whose squares a naive sum adds with the same error each time, and one large entry."""
+    values = np.full((length, 2) if axis == 0 else (2, length), 0.1234567, np.float32)
+    values[(0, slice(None)) if axis == 0 else (slice(None), 0)] = 1.0
+    return values
+
+
 @pytest.mark.parametrize("length", [4096, 65_537, 1_000_000])
 @pytest.mark.parametrize("axis", [0, 1])
 def test_reductions_are_accurate(framework: Framework, length: int, axis: int) -> None:
-    entry = np.float32(0.1234567)
-    x = framework.make(np.full((length, 2) if axis == 0 else (2, length), entry, np.float32), "float32")
-    norm = math.sqrt(length) * float(entry)
+    values = long_groups(length, axis)
+    x = framework.make(values, "float32")
+    norm = oracles.norm(values[:, 0] if axis == 0 else values[0])
     y = framework.read(framework.project(pg.UnitNorm(axis=axis), x))
     for group in y if axis == 1 else y.T:
         assert abs(oracles.norm(group) - 1) <= pg.tolerance("float32", length, 1.0)
@@ -326,7 +340,7 @@ def test_compiled_reductions_are_accurate(framework: Framework, length: int, axi
     if framework.missing:
         pytest.skip(f"{framework.needs} is not installed")
     assert framework.compile is not None
-    x = framework.make(np.full((length, 2) if axis == 0 else (2, length), np.float32(0.1234567)), "float32")
+    x = framework.make(long_groups(length, axis), "float32")
     y = framework.read(framework.compile(pg.UnitNorm(axis=axis).project)(x))
     for group in y if axis == 1 else y.T:
         assert abs(oracles.norm(group) - 1) <= pg.tolerance("float32", length, 1.0)

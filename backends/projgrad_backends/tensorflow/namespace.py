@@ -5,6 +5,7 @@ from __future__ import annotations
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import tensorflow as tf
 
 from projgrad.frozen import FrozenArray
@@ -15,7 +16,12 @@ __all__ = ["xp"]
 
 def _where(condition: Any, x: Any, y: Any) -> tf.Tensor:
     dtype = next(v.dtype for v in (x, y) if isinstance(v, tf.Tensor))
-    return tf.where(condition, tf.convert_to_tensor(x, dtype), tf.convert_to_tensor(y, dtype))
+    return tf.where(condition, _tensor(x, dtype), _tensor(y, dtype))
+
+
+def _tensor(x: Any, dtype: Any) -> tf.Tensor:
+    # by way of NumPy, since TensorFlow takes its remembered 0 for -0
+    return x if isinstance(x, tf.Tensor) else tf.constant(np.asarray(x, dtype.as_numpy_dtype))
 
 
 _FUNCTIONS = SimpleNamespace(
