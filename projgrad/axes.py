@@ -56,15 +56,21 @@ def numeric_axes(axis: Axis, ndim: int) -> tuple[int, ...]:
     for a in given:
         if not -ndim <= a < ndim:
             raise ValueError(f"axis {a} does not exist in an array of {ndim} dimension{'s' * (ndim != 1)}")
-    axes = tuple(sorted(a % ndim for a in given))
+    axes = tuple(d for d in range(ndim) for a in given if a % ndim == d)  # plain ints even where given ones are traced
     if len(set(axes)) < len(axes):
         raise ValueError(f"axis={axis} names an axis of {ndim} dimensions twice")
     return axes
 
 
 def group_size(shape: Iterable[int], axes: tuple[int, ...]) -> int:
-    """The number of entries in one group."""
+    """The number of entries in one group.
+
+    Raises:
+        ValueError: a dimension is not known, as may be in a traced function.
+    """
     shape, size = tuple(shape), 1
     for a in axes:
+        if shape[a] is None:
+            raise ValueError(f"the length of axis {a} is not known, but a group along it needs a fixed one")
         size *= shape[a]
     return size

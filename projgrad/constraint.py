@@ -5,13 +5,13 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from dataclasses import fields, replace
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Self, cast
 
 from projgrad.axes import INCOMING, Axis, check_axis, numeric_axes
 from projgrad.moves import Move
 from projgrad.namespace import Array, Namespace, native
 from projgrad.precision import precision
-from projgrad.registry import decode, to_dict
+from projgrad.registry import from_dict, to_dict
 
 __all__ = ["Constraint"]
 
@@ -45,15 +45,21 @@ class Constraint(ABC):
         """Raise ValueError when no array of this shape can be projected."""
         numeric_axes(self.axis, len(shape))
 
+    def check_dtype(self, dtype: Any) -> None:
+        """Raise TypeError when no array of this dtype can be projected."""
+        precision(dtype)
+        if "complex" in str(dtype) and not self.complex_valued:
+            raise TypeError(f"{type(self).__name__} is a set of real numbers; the dtype is {dtype}")
+
     def __post_init__(self) -> None:
         if "axis" in self.__dataclass_fields__:  # type: ignore[attr-defined]
             object.__setattr__(self, "axis", check_axis(self.axis))
         if not (isinstance(self.rate, int | float) and 0 < self.rate <= 1):
             raise ValueError(f"{type(self).__name__}: rate={self.rate!r} must be a number above 0 and at most 1")
 
-    def move(self, x: Array, xp: Namespace) -> Move:
+    def move(self, x: Array, xp: Namespace, metric: Array | None = None) -> Move:
         """`solve`, relaxed by `rate`."""
-        move = self.solve(x, xp)
+        move = self.solve(x, xp, metric)
         return move if self.rate == 1 else move.relaxed(self.rate)
 
     def project(self, x: Any) -> Any:
@@ -71,7 +77,7 @@ class Constraint(ABC):
             ValueError: an axis does not exist in `x`, or is "incoming", which an array alone does not tell.
         """
         x, xp = self._checked(x)
-        return self.move(x, xp).apply(x, xp) if _size(x) else x
+        return x if _is_empty(x) else self.move(x, xp).apply(x, xp)
 
     def __call__(self, x: Any) -> Any:
         """`project`, so that a constraint can stand wherever a function of the weights can."""
@@ -83,7 +89,7 @@ class Constraint(ABC):
         In a set that holds for every entry by itself, that has the shape of `x`. An empty group has the distance 0.
         """
         x, xp = self._checked(x)
-        if not _size(x):
+        if _is_empty(x):
             axes = numeric_axes(self.axis, len(x.shape))
             kept = tuple(n for i, n in enumerate(x.shape) if i not in axes)
             return xp.zeros(kept, dtype=getattr(xp, precision(x.dtype).compute))
@@ -96,7 +102,7 @@ class Constraint(ABC):
         eager and sharded code may compute distances that differ by half of it.
         """
         x, xp = self._checked(x)
-        if not _size(x):
+        if _is_empty(x):
             return True
         move = self.solve(x, xp)
         return bool(xp.all(move.keep(x, xp, slack=1.5) if tol is None else move.distance(x, xp) <= tol))
@@ -144,19 +150,14 @@ class Constraint(ABC):
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> Self:
         """The constraint of these fields."""
-        return cls(**{k: decode(v) for k, v in config.items() if k not in ("projgrad", "type")})
+        return cast(Self, from_dict({k: v for k, v in config.items() if k != "projgrad"}))
 
     def _checked(self, x: Any) -> tuple[Array, Namespace]:
         x, xp = native(x)
-        precision(x.dtype)
-        if xp.is_complex(x) and not self.complex_valued:
-            raise TypeError(f"{type(self).__name__} is a set of real numbers; the array has dtype {x.dtype}")
+        self.check_dtype(x.dtype)
         self.check_shape(tuple(x.shape))
         return x, xp
 
 
-def _size(x: Array) -> int:
-    size = 1
-    for n in x.shape:
-        size *= n
-    return size
+def _is_empty(x: Array) -> bool:
+    return 0 in tuple(x.shape)

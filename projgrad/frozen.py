@@ -28,8 +28,12 @@ class FrozenArray:
             self._values = np.array(values, dtype=np.float64)
         except (TypeError, ValueError) as error:
             raise ValueError(f"not an array of real numbers: {error}") from None
+        self._values += 0.0  # -0 becomes 0, which is equal to it and must have the same hash
         self._values.flags.writeable = False
         self._hash = hash((self._values.shape, self._values.tobytes()))
+
+    def __reduce__(self) -> Any:  # a copy is read-only too, and another process hashes bytes in its own way
+        return FrozenArray, (np.array(self._values),)
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
         return self._values.astype(dtype) if dtype or copy else self._values

@@ -32,6 +32,7 @@ class Function(Constraint):
 
     function: Callable[[Any], Any]
     axis = None
+    complex_valued = True
 
     def __post_init__(self) -> None:
         super().__post_init__()

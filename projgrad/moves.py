@@ -12,6 +12,7 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass, replace
 from typing import Any
 
+from projgrad.axes import group_size
 from projgrad.namespace import Array, Namespace
 from projgrad.precision import tolerance
 
@@ -33,9 +34,9 @@ class Move(ABC):
     def keep(self, x: Array, xp: Namespace, slack: float = 1.0) -> Array:
         """Which groups of `x` are in the set already, up to `slack` times the tolerance; broadcasts against `x`."""
 
-    @abstractmethod
     def relaxed(self, rate: float) -> Move:
         """The move to ``(1 - rate) * x + rate * P(x)``."""
+        return Relaxed(self, rate)
 
 
 @dataclass(frozen=True)
@@ -44,9 +45,10 @@ class Scale(Move):
 
     Args:
         m, u: the norm of every group as the two factors that `Namespace.norm` gives.
-        low, high: bounds of the norm, numbers or one per group; low None for none, the same object for a sphere.
+        low, high: bounds of the norm, numbers or one per group; low None for none.
         axes: the axes of a group, with length 1 in all of these.
         size: the number of entries in a group.
+        sphere: the bounds are equal.
         rate: how far to go.
     """
 
@@ -56,6 +58,7 @@ class Scale(Move):
     high: Any
     axes: tuple[int, ...]
     size: int
+    sphere: bool = False
     rate: float = 1.0
 
     def apply(self, x: Array, xp: Namespace) -> Array:
@@ -78,7 +81,7 @@ class Scale(Move):
             s = xp.where(xp.times(self.m, self.u) > self.high, s, self.low)
         s = s / xp.where(zero, 1.0, self.u)
         # in a kept group 1, on a sphere with the derivative that x / ||x|| has there
-        s_kept = s / self.m + xp.stop_gradient(1.0 - s / self.m) if self.low is self.high else one
+        s_kept = s / self.m + xp.stop_gradient(1.0 - s / self.m) if self.sphere else one
         if self.rate != 1:  # x / m * ((1 - rate) m + rate s)
             s, s_kept = s + (1 - self.rate) * (self.m - s), s_kept + (1 - self.rate) * (one - s_kept)
         if self.low is not None:
@@ -128,29 +131,29 @@ class Clip(Move):
     def keep(self, x: Array, xp: Namespace, slack: float = 1.0) -> Array:
         return x == self.apply(x, xp)
 
-    def relaxed(self, rate: float) -> Relaxed:
-        return Relaxed(self, rate)
-
 
 @dataclass(frozen=True)
 class Replace(Move):
-    """``y`` is an array given as a whole; the distance is the l2 norm of ``x - y`` over `axes`."""
+    """``y`` is an array given as a whole; the distance is the l2 norm of ``x - y`` over `axes`.
+
+    A group that moves by no more than the tolerance that belongs to its own norm is kept.
+    """
 
     y: Array
     axes: tuple[int, ...]
 
     def apply(self, x: Array, xp: Namespace) -> Array:
-        return xp.astype(self.y, x.dtype)
+        return xp.where(self.keep(x, xp), x, xp.astype(self.y, x.dtype))
 
     def distance(self, x: Array, xp: Namespace) -> Array:
-        m, u = xp.norm(xp.upcast(x) - xp.upcast(self.y), self.axes)
-        return xp.squeeze(xp.times(m, u), axis=self.axes)
+        return xp.squeeze(self._away(x, xp), axis=self.axes)
 
     def keep(self, x: Array, xp: Namespace, slack: float = 1.0) -> Array:
-        return xp.all(x == self.y, axis=self.axes, keepdims=True)
+        radius = xp.times(*xp.norm(x, self.axes))
+        return self._away(x, xp) <= slack * tolerance(x.dtype, group_size(x.shape, self.axes), radius)
 
-    def relaxed(self, rate: float) -> Relaxed:
-        return Relaxed(self, rate)
+    def _away(self, x: Array, xp: Namespace) -> Array:
+        return xp.times(*xp.norm(xp.upcast(x) - xp.upcast(self.y), self.axes))
 
 
 @dataclass(frozen=True)

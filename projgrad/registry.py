@@ -12,7 +12,7 @@ from projgrad.frozen import FrozenArray
 if TYPE_CHECKING:
     from projgrad.constraint import Constraint
 
-__all__ = ["decode", "from_dict", "function_named", "on_register", "register", "to_dict"]
+__all__ = ["from_dict", "function_named", "on_register", "register", "to_dict"]
 
 _T = TypeVar("_T", bound=Callable[..., Any])
 _registered: dict[str, Callable[..., Any]] = {}
@@ -42,6 +42,8 @@ def register(name: str | None = None) -> Callable[[_T], _T]:
             raise TypeError(
                 f"{thing.__name__} must be a dataclass, as its fields are what is saved: @dataclass(frozen=True)"
             )
+        if isinstance(thing, type) and "type" in vars(thing)["__dataclass_fields__"]:
+            raise TypeError(f'{thing.__name__} must not have a field "type", which is what JSON calls its name')
         known = _registered.get(key)
         if known is not None and (known.__module__, known.__qualname__) != (thing.__module__, thing.__qualname__):
             raise ValueError(f"{key!r} is registered for {known!r}: register {thing!r} under another name")
@@ -101,7 +103,7 @@ def from_dict(saved: dict[str, Any]) -> Constraint:
         known = sorted(k for k, v in _registered.items() if isinstance(v, type))
         raise ValueError(f"no constraint is registered as {saved['type']!r}; known are {', '.join(known)}")
     try:
-        return kind(**{key: decode(value) for key, value in saved.items() if key != "type"})
+        return kind(**{key: _decode(value) for key, value in saved.items() if key != "type"})
     except TypeError as error:
         raise ValueError(f"{saved['type']}: {error}") from None
 
@@ -120,10 +122,10 @@ def _encode(value: Any) -> Any:
     return value
 
 
-def decode(value: Any) -> Any:
+def _decode(value: Any) -> Any:
     """A field of a constraint from its plain JSON."""
     if isinstance(value, dict) and "type" in value:
         return from_dict(value)
     if isinstance(value, list):
-        return [decode(v) for v in value]
+        return tuple(_decode(v) for v in value)
     return float(value) if value in ("inf", "-inf") else value

@@ -49,14 +49,14 @@ class Parameter:
     Args:
         uses: where it is used.
         shape: its shape.
-        floating: whether its numbers are floating-point.
+        dtype: of its numbers, as such or by name.
         refused: why it must not be constrained, if so.
         tags: constraints it was given elsewhere than on a layer, each with the words that say where.
     """
 
     uses: tuple[Use, ...]
     shape: tuple[int, ...]
-    floating: bool = True
+    dtype: Any
     refused: str = ""
     tags: tuple[tuple[str, Constraint], ...] = ()
 
@@ -150,12 +150,12 @@ def _bind(constraint: Constraint | None, use: Use, parameter: Parameter) -> Cons
         return None
     if parameter.refused:
         raise ValueError(f"{use.name}: {parameter.refused}")
-    if not parameter.floating:
-        raise TypeError(f"{use.name} is not floating-point, so it cannot be constrained to {constraint}")
     try:
+        constraint.check_dtype(parameter.dtype)
         return constraint.bind(parameter.shape, use.incoming)
-    except ValueError as error:
-        raise ValueError(f"{use.name}, of shape {parameter.shape}, cannot have {constraint}: {error}") from None
+    except (TypeError, ValueError) as error:
+        kind = TypeError if isinstance(error, TypeError) else ValueError
+        raise kind(f"{use.name}, of shape {parameter.shape}, cannot have {constraint}: {error}") from None
 
 
 def _show(selector: str | type, attribute: str | None) -> str:

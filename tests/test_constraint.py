@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import math
+import pickle
+import subprocess
+import sys
 from dataclasses import FrozenInstanceError, dataclass
 from typing import Any, cast
 
@@ -31,9 +35,9 @@ def test_round_trips(constraint: pg.Constraint) -> None:
     plain = json.dumps(constraint.to_dict(), allow_nan=False)
     loaded = pg.from_dict(json.loads(plain))
     pasted = eval(repr(constraint), vars(pg))
-    for copy in (loaded, pasted):
-        assert copy == constraint
-        assert hash(copy) == hash(constraint)
+    for twin in (loaded, pasted):
+        assert twin == constraint
+        assert hash(twin) == hash(constraint)
 
 
 def test_equality_is_by_value() -> None:
@@ -190,6 +194,52 @@ def test_a_name_is_registered_once() -> None:
 def test_what_is_no_constraint_is_refused(thing: Any) -> None:
     with pytest.raises(TypeError):
         pg.as_constraint(thing)
+
+
+def test_a_function_that_jitters_leaves_its_own_result_alone() -> None:
+    own = pg.as_constraint(lambda x: x / np.linalg.norm(x))
+    for seed in range(50):
+        x = own(np.random.default_rng(seed).standard_normal(7).astype(np.float32))
+        assert own.contains(x)
+        assert (own(x) == x).all()
+
+
+def test_arrays_in_a_constraint_stay_as_they_are() -> None:
+    box = pg.Box([-0.0, 1.0], 2)
+    assert hash(box) == hash(pg.Box([0.0, 1.0], 2))
+    for twin in (copy.deepcopy(box), pickle.loads(pickle.dumps(box))):
+        assert twin == box
+        with pytest.raises(ValueError, match="read-only"):
+            np.asarray(twin.lower)[0] = 5
+    code = (
+        "import pickle, sys, projgrad as pg; box = pickle.loads(sys.stdin.buffer.read()); "
+        "print(hash(box) == hash(pg.Box([0, 1], 2)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], input=pickle.dumps(box), capture_output=True, check=True)
+    assert done.stdout.strip() == b"True"
+    assert "shape (200,)" in repr(pg.Box(np.zeros(200), 1))
+
+
+@pg.register("tests.Pair")
+@dataclass(frozen=True)
+class Pair(pg.Constraint):
+    """A set with a tuple as its parameter."""
+
+    values: tuple[float, ...] = (0.0, math.inf)
+
+    def solve(self, x: Any, xp: Any, metric: Any = None) -> pg.Move:
+        return pg.Clip(*self.values)
+
+
+def test_tuples_come_back_as_tuples() -> None:
+    assert pg.from_dict(json.loads(json.dumps(Pair().to_dict()))) == Pair()
+    assert hash(pg.from_dict(Pair().to_dict())) == hash(Pair())
+    with pytest.raises(TypeError, match="type"):
+
+        @pg.register("tests.Typed")
+        @dataclass(frozen=True)
+        class Typed(Pair):
+            type: str = "no"
 
 
 def test_a_function_must_keep_the_shape() -> None:

@@ -120,7 +120,7 @@ def test_a_frozen_weight_that_is_constrained():
 
 def test_weights_of_integers():
     count = keras.Variable(np.zeros(2, dtype="int32"), trainable=False, name="n")
-    with pytest.raises(TypeError, match="not floating-point"):
+    with pytest.raises(TypeError, match="floating-point"):
         project_params([count], {"n": pg.NonNeg()})
 
 

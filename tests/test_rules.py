@@ -22,7 +22,7 @@ def parameter(name: str, layer: Any = None, shape: tuple[int, ...] = (3, 4), **c
     use = Use(
         name, (1,) if attribute == "weight" else "a bias feeds no unit", layer, attribute, changes.pop("tag", None)
     )
-    return Parameter((use,), shape, **changes)
+    return Parameter((use,), shape, changes.pop("dtype", "float32"), **changes)
 
 
 MODEL = [
@@ -92,8 +92,8 @@ def test_rules_of_another_form_are_refused(rules: Any, message: str) -> None:
 
 
 def test_numbers_must_be_floating_point() -> None:
-    with pytest.raises(TypeError, match="steps is not floating-point"):
-        resolve({"*": pg.NonNeg()}, [parameter("steps", floating=False)])
+    with pytest.raises(TypeError, match="steps.*floating-point"):
+        resolve({"*": pg.NonNeg()}, [parameter("steps", dtype="int32")])
 
 
 def test_what_must_not_be_constrained_says_why() -> None:
@@ -111,7 +111,7 @@ def test_tags_hold_and_must_agree_with_the_rules() -> None:
 
 
 def test_tied_weights_must_agree() -> None:
-    tied = [Parameter((Use("embed.weight", (1,)), Use("head.weight", (1,))), (3, 4))]
+    tied = [Parameter((Use("embed.weight", (1,)), Use("head.weight", (1,))), (3, 4), "float32")]
     assert resolve({"head.*": pg.UnitNorm()}, tied) == {0: pg.UnitNorm(axis=1)}
     assert resolve({"*": pg.UnitNorm(), "head.*": pg.UnitNorm(axis=1)}, tied) == {0: pg.UnitNorm(axis=1)}
     with pytest.raises(ValueError, match=r"tied: embed.weight, head.weight"):
@@ -123,7 +123,7 @@ def test_tied_weights_must_agree() -> None:
 def test_aliases_match_too() -> None:
     use = Use("fc.weight", (1,), aliases=("module._orig_mod.fc.weight",))
     for pattern in ("fc.weight", "module.*"):
-        assert resolve({pattern: pg.NonNeg()}, [Parameter((use,), (3, 4))]) == {0: pg.NonNeg()}
+        assert resolve({pattern: pg.NonNeg()}, [Parameter((use,), (3, 4), "float32")]) == {0: pg.NonNeg()}
 
 
 def test_a_plan_is_a_sequence_that_prints_as_a_table() -> None:

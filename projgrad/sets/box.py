@@ -58,7 +58,8 @@ class Box(Constraint):
         super().check_shape(shape)
         for name, limit in (("lower", self.lower), ("upper", self.upper)):
             bound = limit.shape if isinstance(limit, FrozenArray) else ()
-            if len(bound) > len(shape) or any(b not in (1, n) for b, n in zip(bound[::-1], shape[::-1], strict=False)):
+            sides = zip(bound[::-1], shape[::-1], strict=False)
+            if len(bound) > len(shape) or any(n is not None and b not in (1, n) for b, n in sides):
                 raise ValueError(f"Box: {name} has the shape {bound}, which does not broadcast to {shape}")
 
     def solve(self, x: Array, xp: Namespace, metric: Array | None = None) -> Clip:

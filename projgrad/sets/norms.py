@@ -8,7 +8,7 @@ from typing import Any
 
 from projgrad.axes import INCOMING, Axis, group_size, numeric_axes
 from projgrad.constraint import Constraint
-from projgrad.moves import Scale
+from projgrad.moves import Move, Scale
 from projgrad.namespace import Array, Namespace
 from projgrad.registry import register
 
@@ -43,8 +43,8 @@ class MaxNorm(Constraint):
         super().__post_init__()
         _set_norm(self, "max_value")
 
-    def solve(self, x: Array, xp: Namespace, metric: Array | None = None) -> Scale:
-        return to_shell(x, xp, self.axis, 0.0, self.max_value)
+    def solve(self, x: Array, xp: Namespace, metric: Array | None = None) -> Move:
+        return to_shell(x, xp, metric, self.axis, 0.0, self.max_value)
 
 
 @register()
@@ -70,8 +70,8 @@ class UnitNorm(Constraint):
     rate: float = 1.0
     complex_valued = True
 
-    def solve(self, x: Array, xp: Namespace, metric: Array | None = None) -> Scale:
-        return to_shell(x, xp, self.axis, 1.0, 1.0)
+    def solve(self, x: Array, xp: Namespace, metric: Array | None = None) -> Move:
+        return to_shell(x, xp, metric, self.axis, 1.0, 1.0)
 
 
 @register()
@@ -108,16 +108,18 @@ class MinMaxNorm(Constraint):
         if self.min_value > self.max_value:
             raise ValueError(f"MinMaxNorm: min_value={self.min_value} is above max_value={self.max_value}")
 
-    def solve(self, x: Array, xp: Namespace, metric: Array | None = None) -> Scale:
-        return to_shell(x, xp, self.axis, self.min_value, self.max_value)
+    def solve(self, x: Array, xp: Namespace, metric: Array | None = None) -> Move:
+        return to_shell(x, xp, metric, self.axis, self.min_value, self.max_value)
 
 
-def to_shell(x: Array, xp: Namespace, axis: Axis, low: float, high: float) -> Scale:
+def to_shell(x: Array, xp: Namespace, metric: Array | None, axis: Axis, low: float, high: float) -> Scale:
     """The move to ``low <= ||x|| <= high`` in every group along `axis`."""
+    if metric is not None:
+        raise NotImplementedError("norms are projected onto in the Euclidean metric only")
     axes = numeric_axes(axis, len(x.shape))
+    size = group_size(x.shape, axes)
     m, u = xp.norm(x, axes)
-    inner = None if low == 0 else high if low == high else low
-    return Scale(m, u, inner, high, axes, group_size(x.shape, axes))
+    return Scale(m, u, low or None, high, axes, size, sphere=0 < low == high)
 
 
 def _set_norm(constraint: Constraint, name: str, most: float = math.nextafter(math.inf, 0)) -> None:

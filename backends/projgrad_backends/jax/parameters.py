@@ -10,7 +10,6 @@ import jax
 import optax
 
 from projgrad.constraint import Constraint
-from projgrad.precision import precision
 from projgrad.rules import Parameter, Use
 from projgrad_backends.jax.incoming import by_layer, by_name
 
@@ -62,7 +61,7 @@ def _parameter(params: Any, model: Any, path: tuple[Any, ...], leaf: Any, tag: C
         incoming = by_layer(layer, attribute, len(leaf.shape))
     use = Use(name, incoming, layer, attribute, aliases=aliases)
     tags = () if tag is None else (("tree=", tag),)
-    return Parameter((use,), tuple(leaf.shape), _is_floating(leaf.dtype), _refused(nodes, attribute), tags)
+    return Parameter((use,), tuple(leaf.shape), leaf.dtype, _refused(nodes, attribute), tags)
 
 
 def _layer(nodes: list[Any], labels: list[str | int]) -> tuple[Any, str]:
@@ -76,13 +75,6 @@ def _refused(nodes: list[Any], attribute: str) -> str:
         if type(node).__name__ in ("WeightNorm", "SpectralNorm") and attribute in ("weight", "kernel"):
             return f"{type(node).__name__} rescales this weight before it is used, so a constraint on it has no effect"
     return ""
-
-
-def _is_floating(dtype: Any) -> bool:
-    try:
-        return precision(dtype) is not None
-    except TypeError:
-        return False
 
 
 def _label(key: Any) -> str | int:

@@ -11,7 +11,7 @@ import jax
 from projgrad.constraint import Constraint
 from projgrad.function import as_constraint
 from projgrad.plan import Plan, PlanEntry
-from projgrad.rules import Parameter, Rules, resolve
+from projgrad.rules import Rules, resolve
 from projgrad_backends.jax.parameters import is_array, is_module, is_skipped, parameters
 
 __all__ = ["Tagged", "Tags"]
@@ -26,6 +26,15 @@ class Tagged:
     treedef: Any
     positions: tuple[int, ...]
     plan: Plan
+
+    def check(self, leaves: list[Any]) -> None:
+        """Raise what projecting the leaves would raise, with the name: a function may return another shape."""
+        for i, entry in zip(self.positions, self.plan, strict=True):
+            try:
+                jax.eval_shape(entry.constraint.project, jax.ShapeDtypeStruct(entry.shape, leaves[i].dtype))
+            except (TypeError, ValueError) as error:
+                kind = TypeError if isinstance(error, TypeError) else ValueError
+                raise kind(f"{entry.name} cannot have {entry.constraint}: {error}") from error
 
     def map(self, do: Callable[..., Any], *leaves: list[Any]) -> Any:
         """The tree of the last of `leaves`, with ``do(constraint, *leaf)`` in the place of constrained ones."""
@@ -79,9 +88,6 @@ class Tags:
         known = parameters(params, self._model, self._prefix(params))
         positions, described = tuple(known), tuple(known.values())
         found = resolve(self._rules, described)
-        leaves = treedef.flatten_up_to(params)
-        for n, constraint in found.items():
-            _try(constraint, described[n], leaves[positions[n]].dtype)
         plan = Plan([PlanEntry(described[n].name, described[n].shape, constraint) for n, constraint in found.items()])
         return Tagged(treedef, tuple(positions[n] for n in found), plan)
 
@@ -99,14 +105,3 @@ class Tags:
         for choice, part in zip(choices, parts, strict=True):
             spread += [choice] * len(jax.tree.leaves(part, is_leaf=is_skipped))
         return {i: as_constraint(choice) for i, choice in enumerate(spread) if not is_skipped(choice)}
-
-
-def _try(constraint: Constraint, parameter: Parameter, dtype: Any) -> None:
-    """Raise what projecting such an array would raise, with its name."""
-    if 0 in parameter.shape:
-        return
-    try:
-        jax.eval_shape(constraint.project, jax.ShapeDtypeStruct(parameter.shape, dtype))
-    except (TypeError, ValueError) as error:
-        kind = TypeError if isinstance(error, TypeError) else ValueError
-        raise kind(f"{parameter.name} cannot have {constraint}: {error}") from error

@@ -54,7 +54,8 @@ def project(
     tags = Tags(rules, tree, model)
 
     def init(params: Any) -> optax.EmptyState:
-        tags.of(params)
+        leaves, tagged = tags.of(params)
+        tagged.check(leaves)
         return optax.EmptyState()
 
     def update(updates: Any, state: Any, params: Any = None, **extra: Any) -> tuple[Any, Any]:
@@ -89,6 +90,8 @@ def projected(
 
 def apply_updates(params: Any, updates: Any, rules: Rules | None = None, *, tree: Any = None, model: Any = None) -> Any:
     """``P(params + updates)``: `optax.apply_updates` and then the projection itself, without the rounding of a sum.
+
+    The rules are resolved at every call, so call it in a function under `jax.jit`.
 
     Args:
         params: the parameters; what has the update None stays as it is.

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from projgrad.constraint import Constraint
 from projgrad.moves import Clip
 from projgrad_backends.jax.namespace import xp
+from projgrad_backends.jax.parameters import is_skipped
 
 __all__ = ["onto"]
 
@@ -25,7 +26,7 @@ def onto(constraint: Constraint, p: Any, u: Any) -> Any:
     Returns:
         The update in the dtype of `p`.
     """
-    if not hasattr(u, "dtype"):
+    if is_skipped(u):
         return u
     p = jnp.asarray(p)
     u = jnp.asarray(u).astype(p.dtype)

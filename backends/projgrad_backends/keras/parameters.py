@@ -9,7 +9,6 @@ import keras
 from keras import layers
 
 from projgrad.constraint import Constraint
-from projgrad.precision import precision
 from projgrad.rules import Parameter, Use
 from projgrad_backends.keras.incoming import incoming
 
@@ -96,9 +95,4 @@ def _tag(variable: Any) -> Constraint | None:
 
 
 def _parameter(variable: Any, uses: tuple[Use, ...]) -> Parameter:
-    try:
-        precision(variable.dtype)
-        floating = True
-    except TypeError:
-        floating = False
-    return Parameter(uses, tuple(variable.shape), floating)
+    return Parameter(uses, tuple(variable.shape), variable.dtype)

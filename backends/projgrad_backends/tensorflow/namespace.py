@@ -40,7 +40,7 @@ _FUNCTIONS = SimpleNamespace(
     max=lambda x, axis=None, keepdims=False: tf.reduce_max(x, axis, keepdims),
     ones_like=tf.ones_like,
     real=tf.math.real,
-    reshape=tf.reshape,
+    reshape=lambda x, shape: tf.reshape(x, [-1 if n is None else n for n in shape]),
     sqrt=tf.sqrt,
     squeeze=lambda x, axis: tf.squeeze(x, axis) if axis else x,
     sum=lambda x, axis=None, keepdims=False: tf.reduce_sum(x, axis, keepdims),

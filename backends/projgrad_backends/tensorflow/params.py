@@ -9,7 +9,6 @@ import numpy as np
 import tensorflow as tf
 
 from projgrad.constraint import Constraint
-from projgrad.precision import precision
 from projgrad.rules import Parameter, Rules, Use, resolve
 
 __all__ = ["project_params", "violations"]
@@ -73,12 +72,7 @@ def _resolved(variables: Any, rules: Rules) -> list[tuple[str, tf.Variable, Cons
 
 
 def _parameter(variable: tf.Variable, uses: tuple[Use, ...]) -> Parameter:
-    try:
-        precision(variable.dtype)
-        floating = True
-    except TypeError:
-        floating = False
-    return Parameter(uses, tuple(variable.shape), floating)
+    return Parameter(uses, tuple(variable.shape), variable.dtype)
 
 
 def _named(variables: Any) -> Iterator[tuple[str, tf.Variable]]:

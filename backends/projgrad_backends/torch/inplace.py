@@ -7,28 +7,57 @@ looking would wait for the device, so the plain path is taken.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import array_api_compat.torch
 import torch
 
 from projgrad.constraint import Constraint
+from projgrad.function import as_constraint
 from projgrad.moves import Clip, Move, Relaxed, Scale
 from projgrad_backends.torch.namespace import TorchNamespace
 
-__all__ = ["project_"]
+__all__ = ["carry_out", "project_", "project_all", "project_each"]
 
 _PART = 2**17  # entries
 _WIDE = (torch.float64, torch.complex128)
 
 
 @torch.no_grad()
-def project_(x: torch.Tensor, constraint: Constraint) -> None:
-    """Replace `x` by its nearest point in the set."""
-    if x.numel() == 0:
-        return
-    move = constraint.move(x, xp)
+def project_(x: torch.Tensor, constraint: Constraint | Callable[[Any], Any]) -> torch.Tensor:
+    """Replace the values of `x` by the nearest point of the set, and return `x`.
+
+    Raises:
+        TypeError, ValueError: as `Constraint.project`; `x` is not changed then.
+    """
+    if not isinstance(x, torch.Tensor):
+        raise TypeError(f"project_() takes a torch tensor, not {type(x).__name__}")
+    checked = as_constraint(constraint)
+    checked.check_dtype(x.dtype)
+    checked.check_shape(tuple(x.shape))
+    project_all([(x, checked)])
+    return x
+
+
+@torch.no_grad()
+def project_all(pairs: Iterable[tuple[torch.Tensor, Constraint]]) -> None:
+    """Project every tensor in place, all or, where a function fails, none of them."""
+    moves = [(x, constraint.move(x, xp)) for x, constraint in pairs if x.numel()]
+    for x, move in moves:
+        carry_out(x, move)
+
+
+@torch.no_grad()
+def project_each(pairs: Iterable[tuple[torch.Tensor, Constraint]]) -> None:
+    """Project one tensor after the other in place, which needs the least memory."""
+    for x, constraint in pairs:
+        if x.numel():
+            carry_out(x, constraint.move(x, xp))
+
+
+def carry_out(x: torch.Tensor, move: Move) -> None:
+    """Write the nearest point that a move leads to into `x`."""
     if isinstance(move, Scale):
         _scale_(x, move)
     elif isinstance(move, Clip) and not any(isinstance(b, torch.Tensor) for b in (move.lower, move.upper)):
@@ -69,11 +98,15 @@ class InPlaceNamespace(TorchNamespace):
             norm = torch.linalg.vector_norm(x, dim=axes, keepdim=True, dtype=_accumulator(x))
         else:
             total = _sum_of_squares(x, axes, torch.float64 if x.dtype in _WIDE else torch.float32)
-            if bool(((total > 2.0**-100) & (total < 2.0**100)).all()):
-                return 1.0, total.double().sqrt()
+            odd = ~((total > 2.0**-100) & (total < 2.0**100))
+            norm = total.double().sqrt()
+            if not bool(odd.any()):
+                return 1.0, norm
             if x.dtype in _WIDE:
                 return super().norm(x, axes)
-            norm = _sum_of_squares(x, axes, torch.float64).sqrt()
+            last = tuple(range(-len(axes), 0))
+            groups = x.movedim(axes, last)[odd.squeeze(axes)].flatten(1) if axes else x[odd][:, None]
+            norm[odd] = torch.linalg.vector_norm(groups, dim=1, dtype=_accumulator(x)).to(norm.dtype)
         return 1.0, torch.where(norm.isfinite(), norm, torch.nan)
 
 

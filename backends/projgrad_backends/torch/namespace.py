@@ -46,9 +46,12 @@ _constants: WeakKeyDictionary[FrozenArray, dict[Any, torch.Tensor]] = WeakKeyDic
 def _constant(value: FrozenArray, dtype: torch.dtype, device: Any) -> torch.Tensor:
     # kept on the device, so that a step copies nothing to it
     copies = _constants.setdefault(value, {})
-    if (dtype, device) not in copies:
-        copies[dtype, device] = torch.as_tensor(xp.finite(value, dtype), dtype=dtype, device=device)
-    return copies[dtype, device]
+    if (dtype, device) in copies:
+        return copies[dtype, device]
+    made = torch.as_tensor(xp.finite(value, dtype), dtype=dtype, device=device)
+    if type(made) is torch.Tensor:  # not what a tracing mode makes
+        copies[dtype, device] = made
+    return made
 
 
 xp = TorchNamespace(array_api_compat.torch)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -13,7 +13,7 @@ from projgrad.constraint import Constraint
 from projgrad.function import as_constraint
 from projgrad.plan import Plan, PlanEntry
 from projgrad.rules import Parameter, Rules, resolve
-from projgrad_backends.torch.inplace import project_
+from projgrad_backends.torch.inplace import project_all, project_each
 from projgrad_backends.torch.parameters import names_of, of_model, of_tensor
 
 __all__ = ["ProjectedOptimizer"]
@@ -75,8 +75,7 @@ class ProjectedOptimizer(Optimizer):
             raise ValueError("the optimizer is a ProjectedOptimizer already: change its rules with set_rules()")
         if not isinstance(optimizer, Optimizer):
             raise TypeError(f"ProjectedOptimizer wraps a torch.optim.Optimizer, not {type(optimizer).__name__}")
-        hooks = optimizer._optimizer_step_post_hooks.values()
-        if any(isinstance(getattr(hook, "__self__", None), ProjectedOptimizer) for hook in hooks):
+        if _is_wrapped(optimizer):
             raise ValueError("the optimizer is wrapped by another ProjectedOptimizer already: change that one's rules")
         self.inner = optimizer
         self._group_tags = [_tag_of(group) for group in optimizer.param_groups]
@@ -84,7 +83,8 @@ class ProjectedOptimizer(Optimizer):
         self.set_rules(rules, model=model, partial=partial)
         for group in optimizer.param_groups:
             group.pop("constraint", None)
-        self.__setstate__({})
+        super().__setstate__({})
+        self._hook()
 
     def set_rules(
         self, rules: Rules | None = None, *, model: torch.nn.Module | None = None, partial: bool = False
@@ -107,9 +107,9 @@ class ProjectedOptimizer(Optimizer):
                 "holds them, say partial=True; if the model was moved, sharded or reloaded after the optimizer was "
                 "made, make the optimizer anew"
             )
+        project_all(self._pairs(tagged))
         self._tagged, self._waiting = tagged, waiting
         self._names = {key: rule for key, rule in (rules or {}).items() if isinstance(key, str)}
-        self.project()
 
     def _resolve(self, rules: Rules | None, model: torch.nn.Module | None) -> tuple[list[_Tagged], list[_Waiting]]:
         known = [] if model is None else of_model(model)
@@ -146,6 +146,7 @@ class ProjectedOptimizer(Optimizer):
         self._group_tags.append(tag)
         try:
             tagged = self._resolve_group(g)
+            project_all(self._pairs(tagged))
         except Exception:
             self.param_groups.pop()
             self._group_tags.pop()
@@ -153,7 +154,6 @@ class ProjectedOptimizer(Optimizer):
         held = {id(p) for p in self.param_groups[g]["params"]}
         self._waiting = [w for w in self._waiting if id(w.tensor) not in held]
         self._tagged += tagged
-        self._project(tagged)
 
     def _resolve_group(self, g: int) -> list[_Tagged]:
         group = self.param_groups[g]
@@ -174,11 +174,10 @@ class ProjectedOptimizer(Optimizer):
 
     def project(self) -> None:
         """Project the tagged parameters now: after loading or averaging weights, for instance."""
-        self._project(self._tagged)
+        project_each(self._pairs(self._tagged))
 
-    def _project(self, tagged: Sequence[_Tagged]) -> None:
-        for t in tagged:
-            project_(self._tensor(t), t.constraint)
+    def _pairs(self, tagged: Sequence[_Tagged]) -> Iterator[tuple[torch.Tensor, Constraint]]:
+        return ((self._tensor(t), t.constraint) for t in tagged)
 
     def _tensor(self, tagged: _Tagged) -> torch.Tensor:
         return self.inner.param_groups[tagged.group]["params"][tagged.index]
@@ -265,12 +264,21 @@ class ProjectedOptimizer(Optimizer):
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
         super().__setstate__({})
-        # first among the hooks, so that the others see projected weights; copies of an optimizer lose their hooks
+        if not _is_wrapped(self.inner):  # a deep copy has lost the hook, a shallow one has not
+            self._hook()
+
+    def _hook(self) -> None:
+        # first among the hooks, so that the others see projected weights
         handle = self.inner.register_step_post_hook(self._after_step)
         self.inner._optimizer_step_post_hooks.move_to_end(handle.id, last=False)  # type: ignore[attr-defined]
 
     def __repr__(self) -> str:
         return f"ProjectedOptimizer({self.inner!r}\n{self.plan!r})"
+
+
+def _is_wrapped(optimizer: Optimizer) -> bool:
+    hooks = optimizer._optimizer_step_post_hooks.values()
+    return any(isinstance(getattr(hook, "__self__", None), ProjectedOptimizer) for hook in hooks)
 
 
 def _tag_of(group: dict[str, Any]) -> Constraint | None:

@@ -20,7 +20,8 @@ __all__ = ["constrain", "names_of", "of_model", "of_tensor"]
 _TAGS = (
     "_projgrad_constraints"  # on the module: tags on a Parameter are lost by deepcopy and load_state_dict(assign=True)
 )
-_WRAPPERS = re.compile(r"(^|\.)(_orig_mod|_fsdp_wrapped_module)(?=\.)|^module(?=\.)")
+_WRAPPERS = re.compile(r"(^|\.)(_orig_mod|_fsdp_wrapped_module)(?=\.)")
+_PARALLEL = (nn.DataParallel, nn.parallel.DistributedDataParallel, torch.optim.swa_utils.AveragedModel)
 _M = TypeVar("_M", bound=nn.Module)
 
 
@@ -74,28 +75,30 @@ def of_model(model: nn.Module) -> list[tuple[Parameter, torch.Tensor]]:
         raise TypeError(f"model must be a torch.nn.Module, not {type(model).__name__}")
     uses: dict[int, list[Use]] = {}
     tensors: dict[int, torch.Tensor] = {}
+    inside = isinstance(model, _PARALLEL)
     for prefix, layer in model.named_modules(remove_duplicate=False):
         for attribute, tensor in layer._parameters.items():
             if tensor is not None:
                 tensors[id(tensor)] = tensor
-                uses.setdefault(id(tensor), []).append(_use(prefix, layer, attribute, tensor))
+                uses.setdefault(id(tensor), []).append(_use(prefix, layer, attribute, tensor, inside))
     return [(_parameter(tuple(uses[key]), tensor), tensor) for key, tensor in tensors.items()]
 
 
 def of_tensor(tensor: torch.Tensor, name: str, tags: tuple[tuple[str, Constraint], ...] = ()) -> Parameter:
     """A parameter that is known by a name only."""
     reason = 'axis="incoming" needs the layer: pass model=, or give axes as numbers'
-    return _parameter((Use(_plain(name), reason, aliases=(name,)),), tensor, tags)
+    return _parameter((Use(_plain(name), reason, aliases=(name, name.removeprefix("module."))),), tensor, tags)
 
 
-def _use(prefix: str, layer: nn.Module, attribute: str, tensor: torch.Tensor) -> Use:
+def _use(prefix: str, layer: nn.Module, attribute: str, tensor: torch.Tensor, inside: bool) -> Use:
     name = f"{prefix}.{attribute}" if prefix else attribute
+    plain = _plain(name.removeprefix("module.") if inside else name)
     tag = getattr(layer, _TAGS, {}).get(attribute)
-    return Use(_plain(name), _incoming(layer, attribute, tensor), layer, attribute, tag, (name,))
+    return Use(plain, _incoming(layer, attribute, tensor), layer, attribute, tag, (name,))
 
 
 def _plain(name: str) -> str:
-    """A name without what torch.compile, DDP and FSDP put into it."""
+    """A name without what torch.compile and FSDP put into it."""
     return _WRAPPERS.sub("", name).lstrip(".")
 
 
@@ -114,7 +117,7 @@ def _parameter(uses: tuple[Use, ...], tensor: torch.Tensor, tags: tuple[tuple[st
     elif any(isinstance(use.layer, parametrize.ParametrizationList) for use in uses):
         refused = _PARAMETRIZED
     shape = () if _lazy(tensor) else tuple(tensor.shape)
-    return Parameter(uses, shape, tensor.is_floating_point() or tensor.is_complex(), refused, tags)
+    return Parameter(uses, shape, tensor.dtype, refused, tags)
 
 
 def names_of(group: dict[str, Any], index: int) -> Iterable[str]:

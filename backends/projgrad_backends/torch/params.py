@@ -9,7 +9,7 @@ from torch import nn
 
 from projgrad.constraint import Constraint
 from projgrad.rules import Parameter, Rules, resolve
-from projgrad_backends.torch.inplace import project_
+from projgrad_backends.torch.inplace import project_all
 from projgrad_backends.torch.parameters import of_model, of_tensor
 
 __all__ = ["project_params", "violations"]
@@ -27,8 +27,7 @@ def project_params(params: Params, rules: Rules | None = None) -> None:
     Raises:
         TypeError, ValueError: the rules do not fit; nothing is changed then.
     """
-    for _, tensor, constraint in list(_constrained(params, rules)):
-        project_(tensor, constraint)
+    project_all((tensor, constraint) for _, tensor, constraint in _constrained(params, rules))
 
 
 @torch.no_grad()
