@@ -137,7 +137,7 @@ def native(x: Any) -> tuple[Array, Namespace]:
 
 
 def _find(x: Any) -> Namespace:
-    # imports of the backends, the one place where the core makes any
+    # the one place where the core looks for a framework
     xp: Namespace
     if _is(x, "torch", "Tensor"):
         from projgrad_backends.torch.namespace import xp

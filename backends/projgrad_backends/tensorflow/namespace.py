@@ -46,7 +46,6 @@ _FUNCTIONS = SimpleNamespace(
     sum=lambda x, axis=None, keepdims=False: tf.reduce_sum(x, axis, keepdims),
     where=_where,
     zeros=lambda shape, dtype: tf.zeros(shape, dtype),
-    zeros_like=tf.zeros_like,
 )
 
 
