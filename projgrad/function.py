@@ -40,7 +40,11 @@ class Function(Constraint):
             object.__setattr__(self, "function", function_named(self.function))
 
     def solve(self, x: Array, xp: Namespace, metric: Array | None = None) -> Replace:
-        y, _ = native(self.function(x))
+        made = self.function(x)
+        try:
+            y, _ = native(made)
+        except TypeError:
+            raise TypeError(f"{self.function!r} returned {type(made).__name__}, not an array") from None
         if tuple(y.shape) != tuple(x.shape):
             raise ValueError(f"{self.function!r} returned the shape {tuple(y.shape)} for {tuple(x.shape)}")
         return Replace(y, numeric_axes(self.axis, len(x.shape)))

@@ -81,7 +81,10 @@ class Scale(Move):
             s = xp.where(xp.times(self.m, self.u) > self.high, s, self.low)
         s = s / xp.where(zero, 1.0, self.u)
         # in a kept group 1, on a sphere with the derivative that x / ||x|| has there
-        s_kept = s / self.m + xp.stop_gradient(1.0 - s / self.m) if self.sphere else one
+        s_kept = one
+        if self.sphere:
+            on = s / xp.where(kept, self.m, 1.0)
+            s_kept = on + xp.stop_gradient(1.0 - on)
         if self.rate != 1:  # x / m * ((1 - rate) m + rate s)
             s, s_kept = s + (1 - self.rate) * (self.m - s), s_kept + (1 - self.rate) * (one - s_kept)
         if self.low is not None:

@@ -66,6 +66,8 @@ class Namespace:
 
     def divide(self, x: Array, by: Array) -> Array:
         """`x / by`, real or complex `x` by real `by`."""
+        if self.is_complex(x):  # complex division would square `by`
+            return self.astype(self.real(x) / by, x.dtype) + self.astype(self.imag(x) / by, x.dtype) * 1j
         return x / by
 
     def times(self, x: Array, by: Array) -> Array:
@@ -99,7 +101,7 @@ class Namespace:
         for a group of zeros.
         """
         x = self.upcast(x)
-        m = self.abs(x)
+        m = self.maximum(self.abs(self.real(x)), self.abs(self.imag(x))) if self.is_complex(x) else self.abs(x)
         if axes:
             m = self.max(m, axis=axes, keepdims=True)
         m = self.where(self.isfinite(m), m, float("nan"))
@@ -117,6 +119,10 @@ class HostNamespace(Namespace):
     def times(self, x: Array, by: Array) -> Array:
         with np.errstate(over="ignore"):
             return x * by
+
+    def divide(self, x: Array, by: Array) -> Array:
+        with np.errstate(over="ignore"):
+            return super().divide(x, by)
 
 
 _namespaces: dict[type, Namespace] = {}

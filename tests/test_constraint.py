@@ -67,6 +67,9 @@ def test_names_and_order_of_arguments_are_those_of_keras() -> None:
         (lambda: pg.MaxNorm(math.nan), "max_value"),
         (lambda: pg.MaxNorm(math.inf), "finite"),
         (lambda: pg.MaxNorm(cast(Any, "3x")), "not a number"),
+        (lambda: pg.MaxNorm(cast(Any, "2")), "not a number"),
+        (lambda: pg.MaxNorm(True), "not a number"),
+        (lambda: pg.MaxNorm(10**400), "finite"),
         (lambda: pg.MinMaxNorm(2.0, 1.0), "above max_value"),
         (lambda: pg.MinMaxNorm(-1.0, 1.0), "min_value"),
         (lambda: pg.MinMaxNorm(math.inf, math.inf), "min_value"),
@@ -194,6 +197,11 @@ def test_a_name_is_registered_once() -> None:
 def test_what_is_no_constraint_is_refused(thing: Any) -> None:
     with pytest.raises(TypeError):
         pg.as_constraint(thing)
+
+
+def test_a_function_that_returns_nothing_is_named() -> None:
+    with pytest.raises(TypeError, match="returned NoneType"):
+        pg.as_constraint(lambda x: None).project(np.ones(3))
 
 
 def test_a_function_that_jitters_leaves_its_own_result_alone() -> None:

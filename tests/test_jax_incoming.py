@@ -20,6 +20,7 @@ import projgrad.optax as po
 from projgrad_backends.jax.tags import Tags
 
 KEY = jax.random.key(0)
+from projgrad_backends.jax.incoming import by_name
 
 
 def fill(abstract):
@@ -214,3 +215,21 @@ def test_a_flax_parameter_without_known_inputs_is_an_error(module, name, words):
 def test_a_model_that_lacks_the_parameter_is_an_error():
     with pytest.raises(ValueError, match="model= has no 'other/kernel'"):
         po.project(RULE, model=flax(nnx.Linear, 2, 3)).init({"other": {"kernel": jnp.ones((2, 3))}})
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "axes"),
+    [
+        ("params/Dense_0/kernel", (3, 4), (0,)),
+        ("params/Conv_0/kernel", (3, 3, 4, 5), (0, 1, 2)),
+        ("conv/kernel", (3, 3, 3, 4, 5), (0, 1, 2, 3)),
+        ("Embed_0/embedding", (7, 4), (1,)),
+        ("proj/kernel", (4, 5, 2, 3), None),  # may be a DenseGeneral
+        ("up/kernel", (3, 3, 7, 5), None),  # or a transposed convolution
+        ("attn/query/kernel", (3, 8, 2, 4), None),  # or a stack of projections
+        ("Conv_0/kernel", (3, 4, 5), None),
+    ],
+)
+def test_a_name_is_believed_only_where_it_leaves_no_doubt(name, shape, axes):
+    found = by_name(name, len(shape))
+    assert found == axes if axes else "ambiguous" in found

@@ -230,3 +230,22 @@ def test_a_constraint_of_keras_can_be_a_rule():
     model.layers[0].kernel.assign(-np.ones((3, 4)))
     project_params(model, {"hidden/kernel": keras.constraints.NonNeg()})
     assert np.all(array(model.layers[0].kernel) == 0)
+
+
+def test_a_model_without_tags_needs_rules():
+    model = keras.Sequential([keras.Input((3,)), layers.Dense(2)])
+    with pytest.raises(ValueError, match="nothing is tagged"):
+        ProjectedOptimizer(keras.optimizers.SGD(), model=model)
+
+
+def test_a_function_that_fails_changes_nothing():
+    model = keras.Sequential([keras.Input((3,)), layers.Dense(2)])
+    before = [np.array(keras.ops.convert_to_numpy(w)) for w in model.weights]
+
+    def fails(w):
+        return w[:1]
+
+    with pytest.raises(ValueError, match="shape"):
+        project_params(model, {"*/kernel": pg.MaxNorm(0.01), "*/bias": fails})
+    for w, b in zip(model.weights, before, strict=True):
+        np.testing.assert_array_equal(keras.ops.convert_to_numpy(w), b)

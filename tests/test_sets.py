@@ -255,6 +255,22 @@ def test_complex_groups_keep_their_phases(framework: Framework, dtype: str, boun
         pg.NonNeg().project(x)
 
 
+@pytest.mark.parametrize("size", [3e38, 1e-37, 1e-42, 1e20])
+def test_complex_groups_may_be_huge_or_tiny(framework: Framework, size: float) -> None:
+    if "complex64" not in framework.dtypes:
+        pytest.skip(f"{framework} has no complex64")
+    values = np.full((3, 1), size + 1j * size, np.complex64)
+    x = framework.make(values, "complex64")
+    inside = framework.read(framework.project(pg.MaxNorm(1.0, axis=0), x))
+    np.testing.assert_allclose(
+        inside, values if size < 1 else np.full((3, 1), (1 + 1j) / math.sqrt(6)), rtol=1e-6, atol=2e-38
+    )
+    if size > 1e-38 or framework.name in ("numpy", "strict", "torch", "torch-in-place"):  # others flush to zero
+        unit = framework.read(framework.project(pg.UnitNorm(axis=0), x))
+        np.testing.assert_allclose(unit, np.full((3, 1), (1 + 1j) / math.sqrt(6)), rtol=1e-6)
+    assert framework.read(framework.project(pg.UnitNorm(axis=0), framework.make(values * 0, "complex64"))).real.all()
+
+
 @pytest.mark.parametrize("rate", [0.25, 0.9, 1])
 @pytest.mark.parametrize(
     "make",
@@ -411,8 +427,9 @@ def test_compiled_functions_may_have_several_axes_and_radii() -> None:
     torch._dynamo.reset()
     x = torch.linspace(-1, 1, 60).reshape(3, 4, 5)
     for constraint in [pg.MaxNorm(r, axis=axis) for r, axis in ((0.5, 0), (0.7, 1), (0.9, (0, -1)), (1.1, None))]:
-        compiled = torch.compile(constraint.project, fullgraph=True, backend="aot_eager")
-        torch.testing.assert_close(compiled(x), constraint.project(x))
+        for dynamic in (None, True):
+            compiled = torch.compile(constraint.project, fullgraph=True, backend="aot_eager", dynamic=dynamic)
+            torch.testing.assert_close(compiled(x), constraint.project(x))
 
 
 def test_tensorflow_functions_may_leave_a_length_open() -> None:

@@ -15,6 +15,7 @@ import projgrad as pg
 torch = pytest.importorskip("torch")
 
 from torch import nn
+from torch.nn.utils.prune import l1_unstructured
 
 from projgrad.torch import ProjectedOptimizer, constrain, project_, project_params, violations
 
@@ -391,6 +392,7 @@ def refused(error: type[Exception], message: str, make: Any) -> None:
         (TypeError, "torch.nn.Module, not list", lambda m, o: ProjectedOptimizer(o, RULES, model=cast(Any, [m]))),
         (ValueError, "nothing is tagged", lambda m, o: ProjectedOptimizer(o)),
         (ValueError, "no layer of the model is tagged", lambda m, o: ProjectedOptimizer(o, model=m)),
+        (ValueError, "by layer class.*pass model=", lambda m, o: ProjectedOptimizer(o, RULES)),
         (ValueError, "the rules need names", lambda m, o: ProjectedOptimizer(o, {"*": pg.NonNeg()})),
         (ValueError, "nearest: 0.weight", lambda m, o: ProjectedOptimizer(o, {"0.wieght": pg.NonNeg()}, model=m)),
         (
@@ -426,12 +428,32 @@ def test_a_rule_and_a_tag_must_agree() -> None:
         ProjectedOptimizer(tagged, {"w": pg.NonPos()})
 
 
-def test_parametrized_weights_are_refused() -> None:
-    layer = nn.utils.parametrizations.weight_norm(nn.Linear(3, 2))
+@pytest.mark.parametrize(
+    "computed",
+    [
+        lambda layer: nn.utils.parametrizations.weight_norm(layer),
+        lambda layer: nn.utils.parametrizations.spectral_norm(layer),
+        lambda layer: nn.utils.spectral_norm(layer),
+        lambda layer: l1_unstructured(layer, "weight", 1),
+    ],
+)
+def test_parametrized_weights_are_refused(computed: Any) -> None:
+    model = network()
+    computed(model[0])
+    for rules in ({"*weight*": pg.NonNeg()}, {"0.weight": pg.NonNeg()}, {nn.Linear: {"weight": pg.NonNeg()}}):
+        with pytest.raises(ValueError, match="0.weight.*: this weight is parametrized"):
+            wrapped(model, rules)
+    free = wrapped(model, {nn.Linear: {"weight": pg.NonNeg()}, "0.*": None})
+    assert [e.name for e in free.plan] == ["3.weight"]
+    tagged = constrain(nn.Linear(3, 2), weight=pg.NonNeg())
+    computed(tagged)
     with pytest.raises(ValueError, match="parametrized"):
-        wrapped(layer, {"*weight*": pg.NonNeg()})
+        ProjectedOptimizer(torch.optim.SGD(tagged.parameters(), 0.1), model=tagged)
+
+
+def test_a_parametrized_weight_cannot_be_tagged() -> None:
     with pytest.raises(ValueError, match="parametrized"):
-        constrain(layer, weight=pg.NonNeg())
+        constrain(nn.utils.parametrizations.weight_norm(nn.Linear(3, 2)), weight=pg.NonNeg())
 
 
 def test_lazy_parameters_are_refused_until_they_have_a_shape() -> None:
@@ -493,6 +515,9 @@ def test_params_can_be_projected_and_checked_alone() -> None:
     project_params(state, numeric)
     torch.testing.assert_close(state["0.weight"], model[0].weight.data)
     assert violations(model.named_parameters(), numeric)["0.weight"] < 1e-6
+    for wrong in ([model[0].weight], model[0].weight, {"w": 3.0}, []):
+        with pytest.raises(TypeError, match="named_parameters"):
+            violations(cast(Any, wrong), {})
     for call in (project_params, violations):
         with pytest.raises(ValueError, match="nothing is tagged"):
             call(network())

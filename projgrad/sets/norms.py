@@ -124,10 +124,12 @@ def to_shell(x: Array, xp: Namespace, metric: Array | None, axis: Axis, low: flo
 
 def _set_norm(constraint: Constraint, name: str, most: float = math.nextafter(math.inf, 0)) -> None:
     given: Any = getattr(constraint, name)
+    if isinstance(given, str | bool) or not hasattr(given, "__float__"):
+        raise TypeError(f"{type(constraint).__name__}: {name}={given!r} is not a number")
     try:
         value = float(given)
-    except (TypeError, ValueError):
-        raise TypeError(f"{type(constraint).__name__}: {name}={given!r} is not a number") from None
+    except OverflowError:
+        value = math.inf
     if not 0 <= value <= most:
         finite = " and finite" if most < math.inf else ""
         raise ValueError(f"{type(constraint).__name__}: {name}={given!r} is a norm, so it must be at least 0{finite}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -79,22 +80,24 @@ def by_layer(layer: Any, attribute: str, ndim: int) -> Axes | str:
     return f'axis="incoming" is not known for {attribute!r} of {type(layer).__name__}: {_NUMBERS}'
 
 
-# (name, rank) -> axes, in a flax tree where the names of layers leave no doubt
-_NAMES: dict[tuple[str, int], Axes] = {
-    ("kernel", 2): (0,),
-    ("kernel", 4): (0, 1, 2),
-    ("kernel", 5): (0, 1, 2, 3),
-    ("embedding", 2): (1,),
-}
-_DOUBTFUL = ("transpose", "einsum", "general", "local", "attention")
+# (name of the layer, name, rank) -> axes, in a flax tree where these leave no doubt. A kernel of four dimensions may
+# also be a DenseGeneral's, a transposed convolution's or a stack of kernels, so its layer must be called a convolution.
+_NAMES: list[tuple[str, str, int, Axes]] = [
+    (r"(?!.*(transpose|einsum|general|local|attention)).*", "kernel", 2, (0,)),
+    (r"conv(2d)?_?\d*", "kernel", 4, (0, 1, 2)),
+    (r"conv(3d)?_?\d*", "kernel", 5, (0, 1, 2, 3)),
+    (r".*", "embedding", 2, (1,)),
+]
 
 
 def by_name(name: str, ndim: int) -> Axes | str:
     """The "incoming" axes of a flax parameter of which only name and rank are known, or the reason why it has none."""
-    *layers, last = name.split("/")
-    axes = _NAMES.get((last, ndim))
-    if axes is not None and not any(word in layer.lower() for layer in layers for word in _DOUBTFUL):
-        return axes
+    path, _, last = name.rpartition("/")
+    layer = path.rpartition("/")[2].lower()
+    for pattern, parameter, rank, axes in _NAMES:
+        # words of doubt count anywhere on the path, a convolution's name only for the layer itself
+        if (parameter, rank) == (last, ndim) and re.fullmatch(pattern, path.lower() if rank == 2 else layer):
+            return axes
     if last in ("kernel", "embedding"):
         return (
             f'axis="incoming" is ambiguous for a {last} of {ndim} dimensions where the layer is not known: give axes '

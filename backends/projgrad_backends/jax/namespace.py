@@ -28,6 +28,8 @@ class JaxNamespace(Namespace):
 
     def divide(self, x: jax.Array, by: jax.Array) -> jax.Array:
         # XLA may multiply by 1 / by instead, which is flushed to zero where `by` is near the largest number
+        if jnp.iscomplexobj(x):
+            return jax.lax.complex(self.divide(x.real, by), self.divide(x.imag, by))
         shrink = jnp.where(by > 2.0**100, 2.0**-32, 1.0).astype(by.dtype)
         return (x * shrink) / (by * shrink)
 

@@ -30,6 +30,13 @@ class Projection:
             for variable, entry in zip(self.variables, self.plan, strict=True):
                 variable.assign(entry.constraint(variable))
 
+    def project_all(self) -> None:
+        """The same, all or, where a function fails, none of them; it needs more memory."""
+        with _without_gradients():
+            values = [entry.constraint(v) for v, entry in zip(self.variables, self.plan, strict=True)]
+            for variable, value in zip(self.variables, values, strict=True):
+                variable.assign(value)
+
     def project_values(self, values: dict[int, Any]) -> None:
         """The same for the values that stand for the variables in a stateless step, by the id of the variable."""
         with _without_gradients():
@@ -43,7 +50,7 @@ class Projection:
         """
         with _outside_of_a_trace():
             if all(_has_value(variable) for variable in self.variables):
-                self.project()
+                self.project_all()
 
     def violations(self) -> dict[str, float]:
         """The largest distance of a group from its set, by name; equal names count as one."""
@@ -92,7 +99,7 @@ def project_params(model: Any, rules: Rules | None = None) -> None:
     Example:
         >>> projgrad.keras.project_params(model, {"*/kernel": pg.MaxNorm(3.0)})
     """
-    resolved(rules, described(model)).project()
+    resolved(rules, described(model)).project_all()
 
 
 def violations(model: Any, rules: Rules | None = None) -> dict[str, float]:

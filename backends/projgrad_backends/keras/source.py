@@ -23,6 +23,7 @@ class GivenRules:
         if model is not None and not isinstance(model, keras.layers.Layer):
             raise TypeError(f"model is a Keras model or layer, not {type(model).__name__}")
         resolve(rules, (), unused=True)  # raises for what is no rule, before anything waits for the model
+        self._given = rules is not None
         self._rules = dict(rules or {})
         classes = [selector.__name__ for selector in self._rules if isinstance(selector, type)]
         if classes and model is None:
@@ -35,7 +36,10 @@ class GivenRules:
         return model is not None and is_built(model)
 
     def resolve(self, variables: Sequence[Any]) -> Projection:
-        return resolved(self._rules, in_list(variables) if self._model is None else in_model(self._alive()))
+        found = resolved(self._rules, in_list(variables) if self._model is None else in_model(self._alive()))
+        if not self._given and not found.plan:
+            raise ValueError("nothing is tagged: give rules, or tag layers with constrain(layer, ...)")
+        return found
 
     def trained(self) -> list[Any]:
         return list(self._alive().trainable_variables)

@@ -37,6 +37,7 @@ _FUNCTIONS = SimpleNamespace(
     imag=tf.math.imag,
     isfinite=tf.math.is_finite,
     isnan=tf.math.is_nan,
+    maximum=tf.maximum,
     max=lambda x, axis=None, keepdims=False: tf.reduce_max(x, axis, keepdims),
     ones_like=tf.ones_like,
     real=tf.math.real,

@@ -142,6 +142,11 @@ def _scale_(x: torch.Tensor, move: Scale) -> None:
     if look and bool(kept.all()):
         return
     m, s, fill = move.factors(x, xp, kept)
+    if x.is_complex():  # by parts: complex division would square what it divides by
+        x, m, s = torch.view_as_real(x), _with_axis(m), _with_axis(s)
+        if fill is not None:
+            x[..., 0].add_(fill)  # to groups of zeros, which are then what they should be
+            s, fill = torch.where(_with_axis(fill) != 0, 1.0, s), None
     factor = s / m
     if x.dtype in _WIDE:
         x.div_(m).mul_(s)
@@ -157,6 +162,10 @@ def _scale_(x: torch.Tensor, move: Scale) -> None:
         x.mul_(root).mul_(root)
     if fill is not None and not (look and not bool(fill.any())):
         x.add_(fill.to(x.dtype))
+
+
+def _with_axis(factor: Any) -> Any:
+    return factor.unsqueeze(-1) if isinstance(factor, torch.Tensor) else factor
 
 
 def _entrywise_(x: torch.Tensor, move: Move) -> None:

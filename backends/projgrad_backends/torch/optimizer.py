@@ -91,7 +91,7 @@ class ProjectedOptimizer(Optimizer):
     ) -> None:
         """Replace the rules, and project once; the arguments and errors are those of the class.
 
-        The tags of param groups stay. An error changes nothing.
+        The tags of param groups stay. The model is not remembered, so pass it again. An error changes nothing.
         """
         if rules is None and model is None and not any(self._group_tags):
             raise ValueError(
@@ -104,8 +104,8 @@ class ProjectedOptimizer(Optimizer):
         if waiting and not partial:
             raise ValueError(
                 f"{', '.join(w.name for w in waiting)}: constrained, but not held by this optimizer. If another one "
-                "holds them, say partial=True; if the model was moved, sharded or reloaded after the optimizer was "
-                "made, make the optimizer anew"
+                "holds them, say partial=True; if they are frozen, leave them free with a rule that maps them to None; "
+                "if the model was moved, sharded or reloaded after the optimizer was made, make the optimizer anew"
             )
         project_all(self._pairs(tagged))
         self._tagged, self._waiting = tagged, waiting
@@ -115,6 +115,9 @@ class ProjectedOptimizer(Optimizer):
         known = [] if model is None else of_model(model)
         positions: dict[int, tuple[int, int]] = {}
         in_model = {id(tensor) for _, tensor in known}
+        classes = [key.__name__ for key in rules or () if isinstance(key, type)]
+        if classes and model is None:
+            raise ValueError(f"rules by layer class ({', '.join(classes)}) need the model: pass model=")
         if rules and model is None and not any("param_names" in group for group in self.param_groups):
             raise ValueError("the rules need names: pass model=, or give the optimizer model.named_parameters()")
         for g, group in enumerate(self.param_groups):

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable
-from typing import Any, TypeVar
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import nn
@@ -64,8 +64,8 @@ def _bind(layer: nn.Module, attribute: str, constraint: Constraint) -> Constrain
 
 
 _PARAMETRIZED = (
-    "this weight is parametrized, so what the optimizer holds is not the weight but the original behind it; constrain "
-    "another parameter or remove the parametrization"
+    "this weight is parametrized (or normalised, or pruned), so what the optimizer holds is not the weight but what it "
+    "is computed from; leave it free with a rule that maps it to None, or remove the parametrization"
 )
 
 
@@ -75,13 +75,29 @@ def of_model(model: nn.Module) -> list[tuple[Parameter, torch.Tensor]]:
         raise TypeError(f"model must be a torch.nn.Module, not {type(model).__name__}")
     uses: dict[int, list[Use]] = {}
     tensors: dict[int, torch.Tensor] = {}
+    computed: set[int] = set()
     inside = isinstance(model, _PARALLEL)
     for prefix, layer in model.named_modules(remove_duplicate=False):
         for attribute, tensor in layer._parameters.items():
             if tensor is not None:
                 tensors[id(tensor)] = tensor
                 uses.setdefault(id(tensor), []).append(_use(prefix, layer, attribute, tensor, inside))
-    return [(_parameter(tuple(uses[key]), tensor), tensor) for key, tensor in tensors.items()]
+        for attribute, tensor in _behind(layer):
+            tensors[id(tensor)] = tensor
+            computed.add(id(tensor))
+            uses.setdefault(id(tensor), []).append(_use(prefix, layer, attribute, tensor, inside))
+    return [(_parameter(tuple(uses[key]), tensor, computed=key in computed), tensor) for key, tensor in tensors.items()]
+
+
+def _behind(layer: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
+    """The parameters that attributes of a layer are computed from, each with the name of the attribute."""
+    if parametrize.is_parametrized(layer):
+        for attribute, chain in cast(nn.ModuleDict, layer.parametrizations).items():
+            yield from ((attribute, p) for p in chain._parameters.values() if p is not None)
+    for hook in layer._forward_pre_hooks.values():  # the older weight_norm, spectral_norm and pruning
+        name = str(getattr(hook, "name", None) or getattr(hook, "_tensor_name", ""))
+        sources = (layer._parameters.get(f"{name}_{end}") for end in ("orig", "g", "v"))
+        yield from ((name, p) for p in sources if p is not None)
 
 
 def of_tensor(tensor: torch.Tensor, name: str, tags: tuple[tuple[str, Constraint], ...] = ()) -> Parameter:
@@ -110,11 +126,16 @@ def _lazy(tensor: torch.Tensor) -> bool:
     return nn.parameter.is_lazy(tensor)
 
 
-def _parameter(uses: tuple[Use, ...], tensor: torch.Tensor, tags: tuple[tuple[str, Constraint], ...] = ()) -> Parameter:
+def _parameter(
+    uses: tuple[Use, ...],
+    tensor: torch.Tensor,
+    tags: tuple[tuple[str, Constraint], ...] = (),
+    computed: bool = False,
+) -> Parameter:
     refused = ""
     if _lazy(tensor):
         refused = "its shape is not known yet: run the model once on an example before it is constrained"
-    elif any(isinstance(use.layer, parametrize.ParametrizationList) for use in uses):
+    elif computed:
         refused = _PARAMETRIZED
     shape = () if _lazy(tensor) else tuple(tensor.shape)
     return Parameter(uses, shape, tensor.dtype, refused, tags)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
 
 import torch
 from torch import nn
@@ -52,9 +53,18 @@ def _constrained(params: Params, rules: Rules | None) -> Iterator[tuple[str, tor
     if isinstance(params, nn.Module):
         known = of_model(params)
     else:
-        named = params.items() if isinstance(params, Mapping) else params
-        known = [(of_tensor(tensor, name), tensor) for name, tensor in named]
+        known = [(of_tensor(tensor, name), tensor) for name, tensor in _named(params)]
     found = resolve(rules, [parameter for parameter, _ in known])
     if rules is None and not found:
         raise ValueError("nothing is tagged: give rules, or tag layers with constrain(layer, ...)")
     return ((known[n][0].name, known[n][1], constraint) for n, constraint in found.items())
+
+
+def _named(params: Any) -> list[tuple[str, torch.Tensor]]:
+    named = params.items() if isinstance(params, Mapping) else params
+    pairs = [] if isinstance(named, torch.Tensor) else list(named)
+    if not pairs or not all(
+        isinstance(p, tuple) and len(p) == 2 and isinstance(p[0], str) and isinstance(p[1], torch.Tensor) for p in pairs
+    ):
+        raise TypeError("give a torch.nn.Module, a mapping of names to tensors, or model.named_parameters()")
+    return pairs
