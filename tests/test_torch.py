@@ -587,3 +587,25 @@ def test_a_box_is_not_spoilt_by_a_tracing_mode() -> None:
     with FakeTensorMode():
         box.project(torch.zeros(2))
     assert box.project(torch.zeros(2)).tolist() == [0.25, 0.5]
+
+
+# -- where others go wrong -----------------------------------------------------------------------------------------
+
+
+def test_rows_of_an_embedding_are_within_their_norm_after_the_step() -> None:
+    def largest(layer: nn.Embedding, optimizer: Any) -> float:
+        optimizer.zero_grad()
+        (-layer(torch.arange(5)).square().sum()).backward()
+        optimizer.step()
+        return float(torch.linalg.vector_norm(layer.weight.detach(), dim=1).max())
+
+    theirs, ours = nn.Embedding(5, 3, max_norm=1.0), nn.Embedding(5, 3)
+    assert largest(theirs, torch.optim.SGD(theirs.parameters(), 1.0)) > 2  # torch renormalises in the forward pass
+    sgd = torch.optim.SGD(ours.parameters(), 1.0)
+    assert largest(ours, ProjectedOptimizer(sgd, {"weight": pg.MaxNorm(1.0)}, model=ours)) <= 1 + 1e-6
+
+
+def test_groups_of_a_single_entry() -> None:
+    w = nn.Parameter(torch.tensor([[3.0], [-0.5], [0.0], [1.0]]))
+    ProjectedOptimizer(torch.optim.SGD([{"params": [w], "constraint": pg.MinMaxNorm(0.6, 2.0, axis=1)}], 0.1))
+    torch.testing.assert_close(w.detach().flatten(), torch.tensor([2.0, -0.6, 0.6, 1.0]))
