@@ -152,10 +152,17 @@ class Constraint(ABC):
         """The constraint of these fields."""
         return cast(Self, from_dict({k: v for k, v in config.items() if k != "projgrad"}))
 
-    def _checked(self, x: Any) -> tuple[Array, Namespace]:
-        x, xp = native(x)
-        self.check_dtype(x.dtype)
-        self.check_shape(tuple(x.shape))
+    def _checked(self, given: Any) -> tuple[Array, Namespace]:
+        x, xp = native(given)
+        try:
+            self.check_dtype(x.dtype)
+            self.check_shape(tuple(x.shape))
+        except (TypeError, ValueError) as error:
+            path = getattr(given, "path", None)  # Keras hands a variable to the constraint on its layer
+            if not isinstance(path, str):
+                raise
+            kind = TypeError if isinstance(error, TypeError) else ValueError
+            raise kind(f"{path}, of shape {tuple(x.shape)}, cannot have {self}: {error}") from None
         return x, xp
 
 

@@ -97,19 +97,20 @@ class Namespace:
         """The l2 norm of every group of `x` along `axes` as two factors, `m` and `u`, with ``norm = m * u``.
 
         Neither factor overflows or underflows, although their product and the squares of the entries may. A group with
-        an infinity or NaN has the norm NaN. Both keep `axes` with length 1; the derivative is that of ``m * u``, and 0
-        for a group of zeros.
+        an infinity or NaN has the norm NaN. A group of subnormal numbers counts as zeros, which it is on devices that
+        flush these, and since a direction as short has no finite derivative. Both factors keep `axes` with length 1;
+        the derivative is that of ``m * u``, and 0 for a group of zeros.
         """
         x = self.upcast(x)
         m = self.maximum(self.abs(self.real(x)), self.abs(self.imag(x))) if self.is_complex(x) else self.abs(x)
         if axes:
             m = self.max(m, axis=axes, keepdims=True)
         m = self.where(self.isfinite(m), m, float("nan"))
-        m = self.stop_gradient(self.where(m == 0, 1.0, m))
+        zero = m < precision(x.dtype).tiny
+        m = self.stop_gradient(self.where(zero, 1.0, m))
         z = self.divide(x, m)
         squares = self.real(z) ** 2 + self.imag(z) ** 2 if self.is_complex(z) else z * z
         total = self.accurate_sum(squares, axes)
-        zero = total == 0
         return m, self.where(zero, 0.0, self.sqrt(self.where(zero, 1.0, total)))
 
 

@@ -43,6 +43,11 @@ def wide(x: Any) -> np.ndarray:
     return x.astype(np.complex128 if "complex" in x.dtype.name else np.float64)
 
 
+def same(a: np.ndarray, b: np.ndarray) -> bool:
+    """Equal bit for bit, signs of zero included."""
+    return bool(np.array_equal(a, b, equal_nan=True) and np.array_equal(np.signbit(a), np.signbit(b)))
+
+
 # -- NumPy and a strict namespace ---------------------------------------------------------------------------------
 
 

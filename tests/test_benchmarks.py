@@ -95,8 +95,8 @@ IN_PLACE = [
 ]
 
 
-def _peaks(constraint, function) -> float:
-    start = torch.randn(4096, 1024, generator=torch.Generator().manual_seed(0))
+def _peaks(constraint, function, shape=(4096, 1024), dtype=torch.float32) -> float:
+    start = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(dtype)
     w = start.clone()
     peak = peak_memory(Candidate("", lambda: function(w, constraint), lambda: w.copy_(start)))
     assert constraint.contains(start) is False
@@ -106,6 +106,14 @@ def _peaks(constraint, function) -> float:
 @pytest.mark.parametrize("constraint", IN_PLACE, ids=repr)
 def test_no_parameter_sized_array_in_place(constraint):
     assert _peaks(constraint, project_) < 0.25
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("shape", [(100, 100), (256, 256), (2, 4000)])
+@pytest.mark.parametrize("axis", [0, 1])
+def test_no_parameter_sized_array_where_the_parameter_is_small(dtype, shape, axis):
+    if shape[axis] > 2:  # with groups of two, the few numbers per group are as many as the entries
+        assert _peaks(pg.MaxNorm(1.0, axis=axis), project_, shape, dtype) < 0.7
 
 
 @pytest.mark.parametrize("constraint", [pg.MaxNorm(1.0, axis=1), pg.NonNeg()], ids=repr)

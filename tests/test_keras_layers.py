@@ -331,3 +331,11 @@ def test_float32_squares_do_not_overflow():
 def test_incoming_on_a_bare_variable_asks_for_axes():
     with pytest.raises(ValueError, match="only a layer can tell"):
         stepped(np.ones((3, 2)), pg.UnitNorm())
+
+
+@pytest.mark.parametrize("constraint", [pg.MaxNorm(1.0, axis=3), pg.Box([0.0, 0.0], 1.0), pg.MaxNorm(1.0)], ids=repr)
+def test_an_error_names_the_variable_of_the_layer(constraint):
+    model = keras.Sequential([keras.layers.Dense(3, kernel_constraint=constraint, name="first")])
+    model.compile("sgd", "mse")
+    with pytest.raises(ValueError, match=r"first/kernel, of shape \(5, 3\), cannot have"):
+        model.fit(np.ones((4, 5)), np.ones((4, 3)), verbose=0)

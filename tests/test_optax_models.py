@@ -143,6 +143,22 @@ def test_shared_nnx_variables_are_one_parameter():
     po.project_params(model, {"*kernel": BALL})
     assert model.a.kernel is model.b.kernel
     assert norms(model.b.kernel[...], 0).max() <= 0.5 + 1e-6
+    # it goes by all its names, and what is said of them must agree
+    assert list(po.violations(model, {"b/kernel": BALL})) == ["a/kernel"]
+    with pytest.raises(ValueError, match=r"tied: a/kernel, b/kernel.*'b/kernel' for NonPos"):
+        po.violations(model, {"a/kernel": BALL, "b/kernel": pg.NonPos()})
+
+
+def test_shared_nnx_layers_have_all_their_names():
+    class Shared(nnx.Module):
+        def __init__(self):
+            self.first = nnx.Linear(3, 3, rngs=nnx.Rngs(0))
+            self.blocks = nnx.List([self.first])
+            self.blocks.append(nnx.Linear(3, 3, rngs=nnx.Rngs(1)))
+            self.whole = self  # which has no last name
+
+    with pytest.raises(ValueError, match="tied: blocks/0/kernel, first/kernel"):
+        po.violations(Shared(), {"blocks/0/kernel": BALL, "first/kernel": pg.NonPos()})
 
 
 # -- equinox ------------------------------------------------------------------------------------------------------

@@ -41,27 +41,57 @@ def parameters(params: Any, model: Any, tags: Mapping[int, Constraint]) -> dict[
         tags: what `tree=` asks for, by position.
     """
     leaves = jax.tree_util.tree_flatten_with_path(params, is_leaf=is_skipped)[0]
+    shared = _shared(model) if is_module(model, "flax.nnx") else []
     return {
-        i: _parameter(params, model, path, leaf, tags.get(i)) for i, (path, leaf) in enumerate(leaves) if is_array(leaf)
+        i: _parameter(params, model, shared, path, leaf, tags.get(i))
+        for i, (path, leaf) in enumerate(leaves)
+        if is_array(leaf)
     }
 
 
-def _parameter(params: Any, model: Any, path: tuple[Any, ...], leaf: Any, tag: Constraint | None) -> Parameter:
-    nodes = _walk(params, [_label(key) for key in path[:-1]]) if path else []
-    boxed = bool(nodes) and _is_box(nodes[-1])
-    labels = [_label(key) for key in (path[:-1] if boxed else path)]
-    nodes = nodes[: len(labels)] if model is None else _walk(model, labels)[:-1]
-    layer, attribute = _layer(nodes, labels)
-    name, aliases = _join(labels), (_join([_label(key) for key in path]),) if boxed else ()
-    if model is not None and not nodes:
-        incoming: tuple[int, ...] | str = f'axis="incoming" needs the layer, but model= has no {name!r}'
-    elif layer is None or isinstance(nodes[-1], Mapping):
-        incoming = by_name(name, len(leaf.shape))
-    else:
-        incoming = by_layer(layer, attribute, len(leaf.shape))
-    use = Use(name, incoming, layer, attribute, aliases=aliases)
+def _parameter(
+    params: Any, model: Any, shared: _Shared, path: tuple[Any, ...], leaf: Any, tag: Constraint | None
+) -> Parameter:
+    labels = [_label(key) for key in path]
+    own = _walk(params, labels[:-1]) if path else []
+    boxed = bool(own) and _is_box(own[-1])
+    aliases = (_join(labels),) if boxed else ()
+    labels = labels[:-1] if boxed else labels
+    uses, refused = [], ""
+    for names in _names(labels, shared):
+        nodes = own[: len(names)] if model is None else _walk(model, names)[:-1]
+        layer, attribute = _layer(nodes, names)
+        name = _join(names)
+        if model is not None and not nodes:
+            incoming: tuple[int, ...] | str = f'axis="incoming" needs the layer, but model= has no {name!r}'
+        elif layer is None or isinstance(nodes[-1], Mapping):
+            incoming = by_name(name, len(leaf.shape))
+        else:
+            incoming = by_layer(layer, attribute, len(leaf.shape))
+        uses.append(Use(name, incoming, layer, attribute, aliases=() if uses else aliases))
+        refused = refused or _refused(nodes, attribute)
     tags = () if tag is None else (("tree=", tag),)
-    return Parameter((use,), tuple(leaf.shape), leaf.dtype, _refused(nodes, attribute), tags)
+    return Parameter(tuple(uses), tuple(leaf.shape), leaf.dtype, refused, tags)
+
+
+_Shared = list[list[tuple[str | int, ...]]]  # the paths of each thing that a model holds in several places
+
+
+def _shared(model: Any) -> _Shared:
+    groups = sys.modules["flax.nnx"].find_duplicates(model)
+    # not what contains itself, whose names have no end
+    return [paths for paths in groups if not any(a == b[: len(a)] for a in paths for b in paths if a is not b)]
+
+
+def _names(labels: list[str | int], shared: _Shared) -> list[list[str | int]]:
+    """All the names of a parameter: a tied one is a single leaf, under the first of them."""
+    names = [labels]
+    for known in names:  # which grows on the way
+        for paths in shared:
+            here = [path for path in paths if tuple(known[: len(path)]) == path]
+            others = [[*path, *known[len(here[0]) :]] for path in paths] if here else []
+            names += [other for other in others if other not in names]
+    return names
 
 
 def _layer(nodes: list[Any], labels: list[str | int]) -> tuple[Any, str]:

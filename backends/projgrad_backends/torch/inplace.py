@@ -16,11 +16,13 @@ import torch
 from projgrad.constraint import Constraint
 from projgrad.function import as_constraint
 from projgrad.moves import Clip, Move, Relaxed, Scale
+from projgrad.precision import precision
 from projgrad_backends.torch.namespace import TorchNamespace
 
 __all__ = ["carry_out", "project_", "project_all", "project_each"]
 
 _PART = 2**17  # entries
+_SMALL = 2**12  # entries, for which two parts would cost more than the memory is worth
 _WIDE = (torch.float64, torch.complex128)
 
 
@@ -72,11 +74,12 @@ def _can_look(x: torch.Tensor) -> bool:
 
 def _parts(x: torch.Tensor, *others: torch.Tensor) -> Iterator[tuple[torch.Tensor, ...]]:
     """Views of `x` along its longest dimension, each with the views that belong to it of `others`, which broadcast."""
-    if x.numel() <= _PART:
+    if x.numel() <= _SMALL:
         yield x, *others
         return
     dim = max(range(x.ndim), key=lambda d: x.shape[d])
-    step = max(1, _PART * x.shape[dim] // x.numel())
+    least = max(2, 16 // x.element_size())  # so that a part in float32 or float64 is small beside all of `x`
+    step = max(1, min(_PART * x.shape[dim] // x.numel(), -(-x.shape[dim] // least)))
     for start in range(0, x.shape[dim], step):
         length = min(step, x.shape[dim] - start)
         views = [x.narrow(dim, start, length)]
@@ -107,6 +110,7 @@ class InPlaceNamespace(TorchNamespace):
             last = tuple(range(-len(axes), 0))
             groups = x.movedim(axes, last)[odd.squeeze(axes)].flatten(1) if axes else x[odd][:, None]
             norm[odd] = torch.linalg.vector_norm(groups, dim=1, dtype=_accumulator(x)).to(norm.dtype)
+        norm = torch.where(norm < precision(x.dtype).tiny, 0.0, norm)  # as Namespace.norm
         return 1.0, torch.where(norm.isfinite(), norm, torch.nan)
 
 
@@ -119,7 +123,7 @@ def _accumulator(x: torch.Tensor) -> torch.dtype:
 
 
 def _sum_of_squares(x: torch.Tensor, axes: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
-    if x.numel() <= _PART:
+    if x.numel() <= _SMALL:
         return _sum_of_part(x, axes, dtype)
     total = torch.zeros([1 if d in axes else n for d, n in enumerate(x.shape)], dtype=dtype)
     sums: list[torch.Tensor] = []
