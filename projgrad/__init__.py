@@ -14,6 +14,7 @@ from projgrad.sets import MaxNorm as MaxNorm
 from projgrad.sets import MinMaxNorm as MinMaxNorm
 from projgrad.sets import NonNeg as NonNeg
 from projgrad.sets import NonPos as NonPos
+from projgrad.sets import Simplex as Simplex
 from projgrad.sets import UnitNorm as UnitNorm
 
 __version__ = "0.1.0"

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
-__all__ = ["INCOMING", "Axis", "check_axis", "group_size", "numeric_axes"]
+__all__ = ["INCOMING", "Axis", "arrange", "check_axis", "group_size", "numeric_axes", "restore"]
 
 INCOMING = "incoming"
 Axis = int | tuple[int, ...] | str | None
@@ -74,3 +74,27 @@ def group_size(shape: Iterable[int], axes: tuple[int, ...]) -> int:
             raise ValueError(f"the length of axis {a} is not known, but a group along it needs a fixed one")
         size *= shape[a]
     return size
+
+
+def arrange(x: Any, parts: Sequence[tuple[int, ...]], xp: Any) -> Any:
+    """`x` with the axes of every part flattened into one, these last and in the order of `parts`."""
+    order, shape = _order(x.shape, parts)
+    moved = x if order == list(range(len(order))) else xp.permute_dims(x, tuple(order))
+    sizes = [group_size(x.shape, axes) for axes in parts]
+    return xp.reshape(moved, (*shape, *sizes))
+
+
+def restore(y: Any, parts: Sequence[tuple[int, ...]], shape: Sequence[int], xp: Any) -> Any:
+    """The array of the given shape of which `arrange` made `y`."""
+    order, _ = _order(shape, parts)
+    moved = xp.reshape(y, tuple(shape[d] for d in order))
+    if order == list(range(len(order))):
+        return moved
+    return xp.permute_dims(moved, tuple(order.index(d) for d in range(len(order))))
+
+
+def _order(shape: Sequence[int], parts: Sequence[tuple[int, ...]]) -> tuple[list[int], list[int]]:
+    """The axes of an array in the order that `arrange` puts them, and the lengths of those in no part."""
+    inside = [d for axes in parts for d in axes]
+    outside = [d for d in range(len(shape)) if d not in inside]
+    return outside + inside, [shape[d] for d in outside]

@@ -41,9 +41,17 @@ class Constraint(ABC):
                 this version.
         """
 
+    def group_axes(self, ndim: int) -> tuple[int, ...]:
+        """The axes of a group in an array of `ndim` dimensions.
+
+        Raises:
+            ValueError: an axis does not exist, or is "incoming", which an array alone does not tell.
+        """
+        return numeric_axes(self.axis, ndim)
+
     def check_shape(self, shape: tuple[int, ...]) -> None:
         """Raise ValueError when no array of this shape can be projected."""
-        numeric_axes(self.axis, len(shape))
+        self.group_axes(len(shape))
 
     def check_dtype(self, dtype: Any) -> None:
         """Raise TypeError when no array of this dtype can be projected."""
@@ -54,6 +62,10 @@ class Constraint(ABC):
     def __post_init__(self) -> None:
         if "axis" in self.__dataclass_fields__:  # type: ignore[attr-defined]
             object.__setattr__(self, "axis", check_axis(self.axis))
+        self.check_rate()
+
+    def check_rate(self) -> None:
+        """Raise ValueError when the rate is not one."""
         if not (isinstance(self.rate, int | float) and 0 < self.rate <= 1):
             raise ValueError(f"{type(self).__name__}: rate={self.rate!r} must be a number above 0 and at most 1")
 
@@ -90,7 +102,7 @@ class Constraint(ABC):
         """
         x, xp = self._checked(x)
         if _is_empty(x):
-            axes = numeric_axes(self.axis, len(x.shape))
+            axes = self.group_axes(len(x.shape))
             kept = tuple(n for i, n in enumerate(x.shape) if i not in axes)
             return xp.zeros(kept, dtype=getattr(xp, precision(x.dtype).compute))
         return self.solve(x, xp).distance(x, xp)
@@ -106,6 +118,10 @@ class Constraint(ABC):
             return True
         move = self.solve(x, xp)
         return bool(xp.all(move.keep(x, xp, slack=1.5) if tol is None else move.distance(x, xp) <= tol))
+
+    def relaxed(self, rate: float) -> Self:
+        """This constraint, going only the part `rate` of its own way at a time."""
+        return replace(self, rate=self.rate * rate)  # type: ignore[type-var]
 
     def bind(self, shape: tuple[int, ...], incoming: tuple[int, ...] | str) -> Self:
         """This constraint for a parameter of the given shape, with its axes as numbers.

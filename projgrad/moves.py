@@ -139,21 +139,33 @@ class Clip(Move):
 class Replace(Move):
     """``y`` is an array given as a whole; the distance is the l2 norm of ``x - y`` over `axes`.
 
-    A group that moves by no more than the tolerance that belongs to its own norm is kept.
+    A group that moves by no more than the tolerance that belongs to its own norm is kept. The derivative is that of
+    `y` in all groups.
+
+    Args:
+        y: the nearest point, of the shape of `x`, in the dtype that projgrad computes in.
+        axes: the axes of a group.
+        accuracy: how many times the tolerance `y` may be off.
+        holds: per group, with length 1 in `axes`, whether `x` has what must hold exactly; None for nothing.
     """
 
     y: Array
     axes: tuple[int, ...]
+    accuracy: float = 1.0
+    holds: Array | None = None
 
     def apply(self, x: Array, xp: Namespace) -> Array:
-        return xp.where(self.keep(x, xp), x, xp.astype(self.y, x.dtype))
+        y = xp.astype(self.y, x.dtype)
+        return xp.graft(xp.where(self.keep(x, xp), x, y), y)
 
     def distance(self, x: Array, xp: Namespace) -> Array:
         return xp.squeeze(self._away(x, xp), axis=self.axes)
 
     def keep(self, x: Array, xp: Namespace, slack: float = 1.0) -> Array:
         radius = xp.times(*xp.norm(x, self.axes))
-        return self._away(x, xp) <= slack * tolerance(x.dtype, group_size(x.shape, self.axes), radius)
+        slack = slack * self.accuracy
+        kept = self._away(x, xp) <= slack * tolerance(x.dtype, group_size(x.shape, self.axes), radius)
+        return kept if self.holds is None else kept & self.holds
 
     def _away(self, x: Array, xp: Namespace) -> Array:
         return xp.times(*xp.norm(xp.upcast(x) - xp.upcast(self.y), self.axes))

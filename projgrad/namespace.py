@@ -7,6 +7,7 @@ where the core looks for a framework: only among those already imported, so that
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from typing import Any
 
 import array_api_compat
@@ -64,6 +65,27 @@ class Namespace:
         """`x`, held constant in differentiation."""
         return x
 
+    def graft(self, value: Array, derivative: Array) -> Array:
+        """`value`, bit for bit, with the derivative of another array of its shape."""
+        return value
+
+    def iterate(self, step: Callable[..., tuple[Array, ...]], state: tuple[Array, ...], most: int) -> tuple[Array, ...]:
+        """``state = step(*state)`` again and again, as long as the first of `state`, an array of bools, has a True.
+
+        Compiles, and has no derivative: call it under `stop_gradient`. What does not change belongs into a closure;
+        `step` returns new arrays of the shapes and dtypes it was given.
+
+        Args:
+            step: one iteration.
+            state: where to start; the first is an array of bools.
+            most: the largest number of iterations, all of which are done where looking would wait for the device.
+        """
+        for _ in range(most):
+            if not bool(self.any(state[0])):
+                break
+            state = step(*state)
+        return state
+
     def divide(self, x: Array, by: Array) -> Array:
         """`x / by`, real or complex `x` by real `by`."""
         if self.is_complex(x):  # complex division would square `by`
@@ -77,7 +99,7 @@ class Namespace:
     def accurate_sum(self, x: Array, axes: tuple[int, ...]) -> Array:
         """The sum over `axes`, kept as axes of length 1, with an error that grows as the logarithm of their length."""
         for axis in axes:
-            x = self._sum_in_blocks(x, axis)
+            x = self._sum_in_blocks(x, axis % len(x.shape))
         return x
 
     def _sum_in_blocks(self, x: Array, axis: int) -> Array:

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
+import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+
+# what torch.compile hands its graph to: "inductor" makes C++ of it, which takes seconds for each
+COMPILER = os.environ.get("PROJGRAD_TEST_COMPILER", "inductor")
 
 REAL = ("float16", "bfloat16", "float32", "float64")
 
@@ -89,7 +93,7 @@ def _compile_torch(function: Callable[..., Any]) -> Callable[..., Any]:
     import torch
 
     torch._dynamo.reset()
-    return torch.compile(function, fullgraph=True)
+    return torch.compile(function, fullgraph=True, backend=COMPILER)
 
 
 def _gradient_torch(function: Callable[[Any], Any], x: Any, weights: Any) -> Any:

@@ -6,3 +6,4 @@ from projgrad.sets.box import NonPos as NonPos
 from projgrad.sets.norms import MaxNorm as MaxNorm
 from projgrad.sets.norms import MinMaxNorm as MinMaxNorm
 from projgrad.sets.norms import UnitNorm as UnitNorm
+from projgrad.sets.simplex import Simplex as Simplex

@@ -13,6 +13,7 @@ from projgrad.frozen import FrozenArray
 from projgrad.moves import Clip
 from projgrad.namespace import Array, Namespace
 from projgrad.registry import register
+from projgrad.values import native_value, set_array
 
 __all__ = ["Box", "NonNeg", "NonPos"]
 
@@ -43,7 +44,7 @@ class Box(Constraint):
     def __post_init__(self) -> None:
         super().__post_init__()
         for name in ("lower", "upper"):
-            object.__setattr__(self, name, _bound(name, getattr(self, name)))
+            set_array(self, name, finite=False)
         try:
             below, above = np.broadcast_arrays(np.asarray(self.lower), np.asarray(self.upper))
         except ValueError:
@@ -63,7 +64,9 @@ class Box(Constraint):
                 raise ValueError(f"Box: {name} has the shape {bound}, which does not broadcast to {shape}")
 
     def solve(self, x: Array, xp: Namespace, metric: Array | None = None) -> Clip:
-        return Clip(_native(self.lower, x, xp), _native(self.upper, x, xp))
+        bounds = (native_value(bound, x, xp) for bound in (self.lower, self.upper))
+        lower, upper = (None if isinstance(b, float) and math.isinf(b) else b for b in bounds)
+        return Clip(lower, upper)
 
 
 @register()
@@ -100,21 +103,3 @@ class NonPos(Constraint):
 
     def solve(self, x: Array, xp: Namespace, metric: Array | None = None) -> Clip:
         return Clip(None, 0.0)
-
-
-def _bound(name: str, given: Any) -> float | FrozenArray:
-    try:
-        values = FrozenArray(given)
-    except ValueError as error:
-        raise ValueError(f"Box: {name} is {error}") from None
-    if np.any(np.isnan(values)):
-        raise ValueError(f"Box: {name} has a NaN")
-    return values if values.shape else float(np.asarray(values))
-
-
-def _native(bound: float | FrozenArray, x: Array, xp: Namespace) -> Any:
-    # a finite bound stays finite in float16, where it may exceed the largest number
-    if isinstance(bound, FrozenArray):
-        return xp.constant(bound, x)
-    most = xp.largest(x.dtype)
-    return None if abs(bound) == math.inf else min(max(bound, -most), most)

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
 
 from projgrad.axes import INCOMING, Axis, group_size, numeric_axes
 from projgrad.constraint import Constraint
 from projgrad.moves import Move, Scale
 from projgrad.namespace import Array, Namespace
 from projgrad.registry import register
+from projgrad.values import set_number
 
 __all__ = ["MaxNorm", "MinMaxNorm", "UnitNorm"]
 
@@ -41,7 +41,7 @@ class MaxNorm(Constraint):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _set_norm(self, "max_value")
+        set_number(self, "max_value", least=0, what="a norm")
 
     def solve(self, x: Array, xp: Namespace, metric: Array | None = None) -> Move:
         return to_shell(x, xp, metric, self.axis, 0.0, self.max_value)
@@ -103,8 +103,8 @@ class MinMaxNorm(Constraint):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _set_norm(self, "min_value")
-        _set_norm(self, "max_value", math.inf)
+        set_number(self, "min_value", least=0, what="a norm")
+        set_number(self, "max_value", least=0, most=math.inf, what="a norm")
         if self.min_value > self.max_value:
             raise ValueError(f"MinMaxNorm: min_value={self.min_value} is above max_value={self.max_value}")
 
@@ -120,17 +120,3 @@ def to_shell(x: Array, xp: Namespace, metric: Array | None, axis: Axis, low: flo
     size = group_size(x.shape, axes)
     m, u = xp.norm(x, axes)
     return Scale(m, u, low or None, high, axes, size, sphere=0 < low == high)
-
-
-def _set_norm(constraint: Constraint, name: str, most: float = math.nextafter(math.inf, 0)) -> None:
-    given: Any = getattr(constraint, name)
-    if isinstance(given, str | bool) or not hasattr(given, "__float__"):
-        raise TypeError(f"{type(constraint).__name__}: {name}={given!r} is not a number")
-    try:
-        value = float(given)
-    except OverflowError:
-        value = math.inf
-    if not 0 <= value <= most:
-        finite = " and finite" if most < math.inf else ""
-        raise ValueError(f"{type(constraint).__name__}: {name}={given!r} is a norm, so it must be at least 0{finite}")
-    object.__setattr__(constraint, name, value)

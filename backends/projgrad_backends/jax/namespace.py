@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -35,6 +36,18 @@ class JaxNamespace(Namespace):
 
     def stop_gradient(self, x: jax.Array) -> jax.Array:
         return jax.lax.stop_gradient(x)
+
+    def graft(self, value: jax.Array, derivative: jax.Array) -> jax.Array:
+        return jax.lax.stop_gradient(value) - (jax.lax.stop_gradient(derivative) - derivative)  # -0 - 0 is -0
+
+    def iterate(self, step: Callable[..., Any], state: tuple[Any, ...], most: int) -> tuple[Any, ...]:
+        if not any(isinstance(x, jax.core.Tracer) for x in state):
+            return super().iterate(step, state, most)  # rather than compile each loop for a single use
+
+        def go(carried: tuple[Any, ...]) -> Any:
+            return (carried[0] < most) & jnp.any(carried[1])
+
+        return jax.lax.while_loop(go, lambda c: (c[0] + 1, *step(*c[1:])), (0, *state))[1:]
 
     def constant(self, value: FrozenArray, like: jax.Array) -> jax.Array:
         return jnp.asarray(self.finite(value, like.dtype).astype(like.dtype))

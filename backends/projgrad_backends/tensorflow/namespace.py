@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
@@ -24,29 +25,97 @@ def _tensor(x: Any, dtype: Any) -> tf.Tensor:
     return x if isinstance(x, tf.Tensor) else tf.constant(np.asarray(x, dtype.as_numpy_dtype))
 
 
+def _shape(shape: Any) -> list[Any]:
+    return [-1 if n is None else n for n in shape]
+
+
+def _take_along(x: tf.Tensor, indices: tf.Tensor, axis: int = -1) -> tf.Tensor:
+    return tf.experimental.numpy.take_along_axis(x, indices, axis)
+
+
+def _arg(function: Any, x: tf.Tensor, axis: int, keepdims: bool) -> tf.Tensor:
+    found = function(x, axis)
+    return tf.expand_dims(found, axis) if keepdims else found
+
+
+def _squeeze(x: tf.Tensor, axis: Any) -> tf.Tensor:
+    return tf.squeeze(x, axis) if axis != () else x
+
+
+def _svd(x: tf.Tensor, full_matrices: bool = True) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+    s, u, v = tf.linalg.svd(x, full_matrices=full_matrices)
+    return u, s, tf.linalg.matrix_transpose(v)
+
+
+_LINALG = SimpleNamespace(
+    cholesky=tf.linalg.cholesky,
+    eigh=tf.linalg.eigh,
+    inv=tf.linalg.inv,
+    qr=lambda x: tf.linalg.qr(x),
+    solve=tf.linalg.solve,
+    svd=_svd,
+)
+
 _FUNCTIONS = SimpleNamespace(
     bfloat16=tf.bfloat16,
+    bool=tf.bool,
     float16=tf.float16,
     float32=tf.float32,
     float64=tf.float64,
+    int32=tf.int32,
+    int64=tf.int64,
     abs=tf.abs,
     all=lambda x, axis=None, keepdims=False: tf.reduce_all(x, axis, keepdims),
+    any=lambda x, axis=None, keepdims=False: tf.reduce_any(x, axis, keepdims),
+    arange=lambda start, stop=None, step=1, dtype=None: tf.range(
+        *((0, start) if stop is None else (start, stop)), step, dtype=dtype
+    ),
+    argmax=lambda x, axis, keepdims=False: _arg(tf.argmax, x, axis, keepdims),
+    argmin=lambda x, axis, keepdims=False: _arg(tf.argmin, x, axis, keepdims),
+    argsort=lambda x, axis=-1, descending=False, stable=True: tf.argsort(
+        x, axis, "DESCENDING" if descending else "ASCENDING", stable=stable
+    ),
     astype=tf.cast,
+    broadcast_to=lambda x, shape: tf.broadcast_to(x, shape),
+    ceil=tf.math.ceil,
     concat=lambda arrays, axis=0: tf.concat(arrays, axis),
-    finfo=lambda dtype: SimpleNamespace(max=dtype.max),
+    cumulative_sum=lambda x, axis: tf.cumsum(x, axis),
+    exp=tf.exp,
+    expand_dims=lambda x, axis=0: tf.expand_dims(x, axis),
+    eye=lambda n, m=None, dtype=tf.float32: tf.eye(n, m, dtype=dtype),
+    finfo=lambda dtype: SimpleNamespace(
+        max=dtype.max, eps=float(np.finfo(dtype.as_numpy_dtype).eps) if dtype != tf.bfloat16 else 2.0**-7
+    ),
+    flip=lambda x, axis: tf.reverse(x, [axis] if isinstance(axis, int) else list(axis)),
+    floor=tf.math.floor,
+    full_like=lambda x, value: tf.fill(tf.shape(x), tf.cast(value, x.dtype)),
     imag=tf.math.imag,
     isfinite=tf.math.is_finite,
     isnan=tf.math.is_nan,
-    maximum=tf.maximum,
+    linalg=_LINALG,
+    log=tf.math.log,
+    matmul=tf.linalg.matmul,
+    matrix_transpose=tf.linalg.matrix_transpose,
     max=lambda x, axis=None, keepdims=False: tf.reduce_max(x, axis, keepdims),
+    maximum=tf.maximum,
+    min=lambda x, axis=None, keepdims=False: tf.reduce_min(x, axis, keepdims),
+    minimum=tf.minimum,
+    ones=lambda shape, dtype: tf.ones(shape, dtype),
     ones_like=tf.ones_like,
+    permute_dims=lambda x, axes: tf.transpose(x, axes),
     real=tf.math.real,
-    reshape=lambda x, shape: tf.reshape(x, [-1 if n is None else n for n in shape]),
+    reshape=lambda x, shape: tf.reshape(x, _shape(shape)),
+    round=tf.round,
+    sign=tf.sign,
+    sort=lambda x, axis=-1, descending=False: tf.sort(x, axis, "DESCENDING" if descending else "ASCENDING"),
     sqrt=tf.sqrt,
-    squeeze=lambda x, axis: tf.squeeze(x, axis) if axis else x,
+    squeeze=_squeeze,
+    stack=lambda arrays, axis=0: tf.stack(arrays, axis),
     sum=lambda x, axis=None, keepdims=False: tf.reduce_sum(x, axis, keepdims),
+    take_along_axis=_take_along,
     where=_where,
     zeros=lambda shape, dtype: tf.zeros(shape, dtype),
+    zeros_like=tf.zeros_like,
 )
 
 
@@ -58,6 +127,13 @@ class TensorFlowNamespace(Namespace):
 
     def stop_gradient(self, x: tf.Tensor) -> tf.Tensor:
         return tf.stop_gradient(x)
+
+    def graft(self, value: tf.Tensor, derivative: tf.Tensor) -> tf.Tensor:
+        return tf.stop_gradient(value) - (tf.stop_gradient(derivative) - derivative)  # -0 - 0 is -0
+
+    def iterate(self, step: Callable[..., Any], state: tuple[Any, ...], most: int) -> tuple[Any, ...]:
+        go = lambda moving, *_: tf.reduce_any(moving)  # noqa: E731
+        return tuple(tf.while_loop(go, lambda *s: tuple(step(*s)), state, maximum_iterations=most))
 
     def constant(self, value: FrozenArray, like: tf.Tensor) -> tf.Tensor:
         return tf.constant(self.finite(value, like.dtype), like.dtype)

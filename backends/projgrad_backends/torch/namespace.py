@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 from weakref import WeakKeyDictionary
 
 import array_api_compat.torch
 import torch
+from torch._higher_order_ops.while_loop import while_loop
 
 from projgrad.frozen import FrozenArray
 from projgrad.namespace import Namespace
@@ -27,6 +29,21 @@ class TorchNamespace(Namespace):
 
     def stop_gradient(self, x: torch.Tensor) -> torch.Tensor:
         return x.detach()
+
+    def graft(self, value: torch.Tensor, derivative: torch.Tensor) -> torch.Tensor:
+        if not derivative.requires_grad:
+            return value
+        return value.detach() - (derivative.detach() - derivative)  # -0 - 0 is -0
+
+    def iterate(self, step: Callable[..., Any], state: tuple[Any, ...], most: int) -> tuple[Any, ...]:
+        if torch.compiler.is_compiling():
+            start = (torch.tensor(0), *state)
+            return while_loop(lambda i, go, *_: go.any() & (i < most), lambda i, *s: (i + 1, *step(*s)), start)[1:]
+        for _ in range(most):
+            if state[0].device.type == "cpu" and not bool(state[0].any()):
+                break
+            state = step(*state)
+        return state
 
     def constant(self, value: FrozenArray, like: torch.Tensor) -> torch.Tensor:
         return _constant(value, like.dtype, like.device)

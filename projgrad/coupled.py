@@ -1,0 +1,113 @@
+"""The base of the sets that couple the entries of a group: they see finite groups along the last axes only."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from dataclasses import replace
+from typing import Any, ClassVar, Self
+
+from projgrad.axes import INCOMING, arrange, check_axis, group_size, numeric_axes, restore
+from projgrad.constraint import Constraint
+from projgrad.moves import Replace
+from projgrad.namespace import Array, Namespace
+
+__all__ = ["Coupled", "PairSet", "VectorSet"]
+
+
+class Coupled(Constraint):
+    """A set given by `nearest`, which is handed groups that are finite, in the dtype of computation, and last.
+
+    A group with a NaN or an infinity has no nearest point and becomes NaN.
+    """
+
+    #: how many times `projgrad.tolerance` the computed point may be off; said in the docstring where it is not 1
+    accuracy: ClassVar[float] = 1.0
+
+    @abstractmethod
+    def parts(self, ndim: int) -> tuple[tuple[int, ...], ...]:
+        """Which axes make up each of the last dimensions that `nearest` sees."""
+
+    @abstractmethod
+    def nearest(self, v: Array, xp: Namespace) -> Array:
+        """The nearest point of every group of `v`, which is finite, float32 or float64, with the groups last.
+
+        Derivatives flow through what this computes: find a support or a root under `xp.stop_gradient`, and express the
+        point by its closed form there.
+        """
+
+    def holds(self, v: Array, xp: Namespace) -> Array | None:
+        """Per group, without its axes: whether `v` has what must hold exactly (signs, zeros); None for nothing."""
+        return None
+
+    def check_sizes(self, *sizes: int) -> None:
+        """Raise ValueError where groups of these sizes, one per dimension that `nearest` sees, have no such point."""
+
+    def group_axes(self, ndim: int) -> tuple[int, ...]:
+        return tuple(sorted(d for axes in self.parts(ndim) for d in axes))
+
+    def check_shape(self, shape: tuple[int, ...]) -> None:
+        sizes = tuple(group_size(shape, axes) for axes in self.parts(len(shape)))
+        if 0 not in sizes:
+            self.check_sizes(*sizes)
+
+    def solve(self, x: Array, xp: Namespace, metric: Array | None = None) -> Replace:
+        if metric is not None:
+            raise NotImplementedError(f"{type(self).__name__} is projected onto in the Euclidean metric only")
+        ndim = len(x.shape)
+        parts, last = self.parts(ndim), tuple(range(-len(self.parts(ndim)), 0))
+        v = arrange(xp.upcast(x), parts, xp)
+        finite = xp.all(xp.isfinite(v), axis=last, keepdims=True)
+        v = xp.where(finite, v, 0.0)
+        y = xp.where(finite, self.nearest(v, xp), float("nan"))
+        holds = self.holds(v, xp)
+        if holds is not None:
+            kept = tuple(1 if d in self.group_axes(ndim) else n for d, n in enumerate(x.shape))
+            holds = xp.reshape(holds, tuple(-1 if n is None else n for n in kept))
+        return Replace(restore(y, parts, tuple(x.shape), xp), self.group_axes(ndim), self.accuracy, holds)
+
+
+class VectorSet(Coupled):
+    """A set of vectors, the entries of a group along `axis`; `nearest` sees them along the last axis."""
+
+    def parts(self, ndim: int) -> tuple[tuple[int, ...], ...]:
+        return (numeric_axes(self.axis, ndim),)
+
+
+class PairSet(Coupled):
+    """A set of matrices: `axis` is a pair of the axes of the rows' index and of the columns' index.
+
+    Each is an int or a tuple of ints that are taken as one, so that ``axis=(0, (1, 2, 3))`` makes a matrix of a kernel.
+    ``axis="incoming"`` has the weights of one unit as a row.
+    """
+
+    axis: Any = (-2, -1)
+
+    def __post_init__(self) -> None:
+        axis = self.axis
+        if axis != INCOMING:
+            if not isinstance(axis, tuple | list) or len(axis) != 2:
+                raise ValueError(
+                    f'{type(self).__name__}: axis={axis!r} is not a pair (of the rows, of the columns) or "incoming"'
+                )
+            object.__setattr__(self, "axis", tuple(check_axis(a) for a in axis))
+        self.check_rate()
+
+    def parts(self, ndim: int) -> tuple[tuple[int, ...], ...]:
+        if self.axis == INCOMING:
+            numeric_axes(INCOMING, ndim)
+        rows, columns = (numeric_axes(a, ndim) for a in self.axis)
+        if set(rows) & set(columns):
+            raise ValueError(f"{type(self).__name__}: axis={self.axis} has an axis in both of the pair")
+        return rows, columns
+
+    def bind(self, shape: tuple[int, ...], incoming: tuple[int, ...] | str) -> Self:
+        bound = self
+        if self.axis == INCOMING:
+            if isinstance(incoming, str):
+                raise ValueError(incoming)
+            units = tuple(d for d in range(len(shape)) if d not in incoming)
+            bound = replace(self, axis=(units, incoming))  # type: ignore[type-var]
+        pair = tuple(axes[0] if len(axes) == 1 else axes for axes in bound.parts(len(shape)))
+        bound = replace(bound, axis=pair)  # type: ignore[type-var]
+        bound.check_shape(shape)
+        return bound

@@ -1,0 +1,97 @@
+"""The numbers and arrays that a constraint has as its parameters: checked when it is made, native when it is used."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+
+from projgrad.frozen import FrozenArray
+from projgrad.namespace import Array, Namespace
+
+__all__ = ["native_value", "set_array", "set_count", "set_number"]
+
+_LARGEST = math.nextafter(math.inf, 0)
+
+
+def set_number(constraint: Any, name: str, *, least: float = -_LARGEST, most: float = _LARGEST, what: str = "") -> None:
+    """Make the field `name` of a constraint a float.
+
+    Args:
+        constraint: the frozen dataclass that is being made.
+        name: of the field.
+        least, most: what it may be; infinite only where a bound is.
+        what: what the number is, for the error ("a norm").
+
+    Raises:
+        TypeError: it is not a number.
+        ValueError: it is NaN or out of range.
+    """
+    given: Any = getattr(constraint, name)
+    kind = type(constraint).__name__
+    if isinstance(given, str | bool) or not hasattr(given, "__float__"):
+        raise TypeError(f"{kind}: {name}={given!r} is not a number")
+    try:
+        value = float(given)
+    except OverflowError:
+        value = math.copysign(math.inf, given)
+    if not least <= value <= most:
+        limits = [f"at least {least:g}"] if least > -_LARGEST else []
+        limits += [f"at most {most:g}"] if most < _LARGEST else []
+        limits += ["finite"] if most == _LARGEST else []
+        reason = f"is {what}, so it must be" if what else "must be"
+        raise ValueError(f"{kind}: {name}={given!r} {reason} {' and '.join(limits)}")
+    object.__setattr__(constraint, name, value)
+
+
+def set_count(constraint: Any, name: str, least: int = 0) -> None:
+    """Make the field `name` of a constraint an int of at least `least`.
+
+    Raises:
+        TypeError: it is not an int.
+        ValueError: it is below `least`.
+    """
+    given: Any = getattr(constraint, name)
+    if isinstance(given, bool) or not hasattr(given, "__index__"):
+        raise TypeError(f"{type(constraint).__name__}: {name}={given!r} is not an int")
+    if given.__index__() < least:
+        raise ValueError(f"{type(constraint).__name__}: {name}={given!r} must be at least {least}")
+    object.__setattr__(constraint, name, given.__index__())
+
+
+def set_array(constraint: Any, name: str, *, finite: bool = True, ndim: int | None = None) -> None:
+    """Make the field `name` of a constraint a float, or a `FrozenArray` where it has dimensions.
+
+    Args:
+        constraint: the frozen dataclass that is being made.
+        name: of the field.
+        finite: refuse infinities.
+        ndim: how many dimensions it must have; None for any number.
+
+    Raises:
+        ValueError: it is not an array of real numbers, has a NaN, or an infinity where it must be finite.
+    """
+    kind = type(constraint).__name__
+    try:
+        values = FrozenArray(getattr(constraint, name))
+    except ValueError as error:
+        raise ValueError(f"{kind}: {name} is {error}") from None
+    if np.any(np.isnan(values)):
+        raise ValueError(f"{kind}: {name} has a NaN")
+    if finite and not np.all(np.isfinite(values)):
+        raise ValueError(f"{kind}: {name} must be finite")
+    if ndim is not None and len(values.shape) != ndim:
+        raise ValueError(f"{kind}: {name} must have {ndim} dimension{'s' * (ndim != 1)}, not {len(values.shape)}")
+    object.__setattr__(constraint, name, values if values.shape else float(np.asarray(values)))
+
+
+def native_value(value: float | FrozenArray, x: Array, xp: Namespace) -> Any:
+    """A value that `set_array` made, in the framework, dtype and device of `x`.
+
+    A finite one stays finite in float16, where it may exceed the largest number; numbers stay Python floats.
+    """
+    if isinstance(value, FrozenArray):
+        return xp.constant(value, x)
+    most = xp.largest(x.dtype)
+    return value if math.isinf(value) else min(max(value, -most), most)
