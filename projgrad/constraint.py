@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from abc import ABC, abstractmethod
 from dataclasses import fields, replace
-from typing import Any, ClassVar, Self, cast
+from typing import TYPE_CHECKING, Any, ClassVar, Self, cast
 
 from projgrad.axes import INCOMING, Axis, check_axis, numeric_axes
-from projgrad.moves import Move
+from projgrad.moves import Move, is_one
 from projgrad.namespace import Array, Namespace, native
 from projgrad.precision import precision
 from projgrad.registry import from_dict, to_dict
+from projgrad.schedule import Schedule, check_at_steps, is_step, make_at_steps, value_at
+
+if TYPE_CHECKING:
+    from projgrad.tag import Tag
 
 __all__ = ["Constraint"]
 
@@ -29,6 +34,25 @@ class Constraint(ABC):
     rate: float = 1.0
     #: complex arrays are accepted
     complex_valued: ClassVar[bool] = False
+    #: for the methods of `a & b`, true for any values of the parameters: the set is convex
+    convex: ClassVar[bool] = True
+    #: it is a cone: what is in it stays so when scaled by a positive number
+    cone: ClassVar[bool] = False
+    #: it is affine: a plane, a line, ...
+    affine: ClassVar[bool] = False
+    #: what is in it stays so when entries get smaller or change sign; its projection keeps zeros
+    solid: ClassVar[bool] = False
+    #: a number, here or in a constraint inside, is a `projgrad.Schedule`
+    scheduled: ClassVar[bool] = False
+    #: numbers are arrays, which nothing can be asked about
+    traced: ClassVar[bool] = False
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        # so that no set has to know of schedules: what looks at its numbers is asked about each of their values
+        super().__init_subclass__(**options)
+        for name, wrap in (("__post_init__", make_at_steps), ("check_shape", check_at_steps)):
+            if name in vars(cls):
+                setattr(cls, name, wrap(vars(cls)[name]))
 
     @abstractmethod
     def solve(self, x: Array, xp: Namespace, metric: Array | None = None) -> Move:
@@ -59,6 +83,7 @@ class Constraint(ABC):
         if "complex" in str(dtype) and not self.complex_valued:
             raise TypeError(f"{type(self).__name__} is a set of real numbers; the dtype is {dtype}")
 
+    @make_at_steps
     def __post_init__(self) -> None:
         if "axis" in self.__dataclass_fields__:  # type: ignore[attr-defined]
             object.__setattr__(self, "axis", check_axis(self.axis))
@@ -69,16 +94,18 @@ class Constraint(ABC):
         if not (isinstance(self.rate, int | float) and 0 < self.rate <= 1):
             raise ValueError(f"{type(self).__name__}: rate={self.rate!r} must be a number above 0 and at most 1")
 
-    def move(self, x: Array, xp: Namespace, metric: Array | None = None) -> Move:
-        """`solve`, relaxed by `rate`."""
-        move = self.solve(x, xp, metric)
-        return move if self.rate == 1 else move.relaxed(self.rate)
+    def move(self, x: Array, xp: Namespace, metric: Array | None = None, *, step: Any = None) -> Move:
+        """`solve`, relaxed by `rate`; the `step` is that of `project`."""
+        decided = self._decided(x, step)
+        move = decided.solve(x, xp, metric)
+        return move if is_one(decided.rate) else move.relaxed(decided.rate)
 
-    def project(self, x: Any) -> Any:
+    def project(self, x: Any, *, step: Any = None) -> Any:
         """The point of the set nearest to `x`, or ``(1 - rate) * x + rate * P(x)`` where `rate` is below 1.
 
         Args:
             x: a floating-point array of any framework, or a variable that holds one.
+            step: which step a `Schedule` is asked about; not needed where there is none.
 
         Returns:
             An array of the same framework, dtype, device and shape. Groups that are in the set, up to
@@ -86,29 +113,31 @@ class Constraint(ABC):
 
         Raises:
             TypeError: `x` is not an array, or not floating-point.
-            ValueError: an axis does not exist in `x`, or is "incoming", which an array alone does not tell.
+            ValueError: an axis does not exist in `x`, or is "incoming", which an array alone does not tell; or there is
+                a schedule and no step.
         """
         x, xp = self._checked(x)
-        return x if _is_empty(x) else self.move(x, xp).apply(x, xp)
+        return x if _is_empty(x) else self.move(x, xp, step=step).apply(x, xp)
 
     def __call__(self, x: Any) -> Any:
         """`project`, so that a constraint can stand wherever a function of the weights can."""
         return self.project(x)
 
-    def violation(self, x: Any) -> Any:
+    def violation(self, x: Any, *, step: Any = None) -> Any:
         """The distance of every group of `x` from the set, as an array without the axes of the set.
 
-        In a set that holds for every entry by itself, that has the shape of `x`. An empty group has the distance 0.
+        In a set that holds for every entry by itself, that has the shape of `x`. An empty group has the distance 0. The
+        `step` is that of `project`.
         """
         x, xp = self._checked(x)
         if _is_empty(x):
             axes = self.group_axes(len(x.shape))
             kept = tuple(n for i, n in enumerate(x.shape) if i not in axes)
             return xp.zeros(kept, dtype=getattr(xp, precision(x.dtype).compute))
-        return self.solve(x, xp).distance(x, xp)
+        return self._decided(x, step).solve(x, xp).distance(x, xp)
 
-    def contains(self, x: Any, tol: float | None = None) -> bool:
-        """Whether every group of `x` is within the distance `tol` of the set.
+    def contains(self, x: Any, tol: float | None = None, *, step: Any = None) -> bool:
+        """Whether every group of `x` is within the distance `tol` of the set. The `step` is that of `project`.
 
         By default, 1.5 times `projgrad.tolerance`: `project` leaves alone what is within the tolerance, and compiled,
         eager and sharded code may compute distances that differ by half of it.
@@ -116,18 +145,40 @@ class Constraint(ABC):
         x, xp = self._checked(x)
         if _is_empty(x):
             return True
-        move = self.solve(x, xp)
+        move = self._decided(x, step).solve(x, xp)
         return bool(xp.all(move.keep(x, xp, slack=1.5) if tol is None else move.distance(x, xp) <= tol))
 
-    def relaxed(self, rate: float) -> Self:
+    def relaxed(self, rate: float | Schedule) -> Self:
         """This constraint, going only the part `rate` of its own way at a time."""
         return replace(self, rate=self.rate * rate)  # type: ignore[type-var]
+
+    def every(self, steps: int) -> Tag:
+        """This constraint with the option of `projgrad.Tag` that it is projected onto every so many steps only."""
+        from projgrad.tag import Tag
+
+        return Tag(self, every=steps)
+
+    def at(self, step: Any, dtype: Any = "float32") -> Self:
+        """This constraint after so many steps, with numbers in the place of schedules.
+
+        Args:
+            step: an int, or an array without dimensions, which may be traced.
+            dtype: of the array to project. Where `step` is an array, so are the numbers, without dimensions and in the
+                dtype that projgrad computes in for this one.
+        """
+        if not self.scheduled:
+            return self
+        values = {f.name: value_at(getattr(self, f.name), step, dtype) for f in fields(self)}  # type: ignore[arg-type]
+        made = copy.copy(self)  # not made anew: the values are between ones that were checked, and it must compile
+        for name, value in (values | {"scheduled": False, "traced": not is_step(step)}).items():
+            object.__setattr__(made, name, value)
+        return made
 
     def bind(self, shape: tuple[int, ...], incoming: tuple[int, ...] | str) -> Self:
         """This constraint for a parameter of the given shape, with its axes as numbers.
 
         Args:
-            shape: of the parameter.
+            shape: of the parameter; with None for lengths that are not known yet, and not checked.
             incoming: its "incoming" axes, or the reason why it has none.
 
         Raises:
@@ -141,13 +192,23 @@ class Constraint(ABC):
         if bound.axis is not None and bound.axis != ():
             axes = numeric_axes(bound.axis, len(shape))
             bound = replace(bound, axis=axes[0] if len(axes) == 1 else axes)  # type: ignore[type-var]
-        bound.check_shape(shape)
+        if None not in shape:
+            bound.check_shape(shape)
         return bound
 
+    def __and__(self, other: Constraint) -> Constraint:
+        """What this constraint and the other one allow: see `projgrad.Intersection`."""
+        from projgrad.intersection import intersection  # which needs this class
+
+        return intersection(self, other) if isinstance(other, Constraint) else NotImplemented
+
     def __repr__(self) -> str:
-        values = {f.name: getattr(self, f.name) for f in fields(self) if getattr(self, f.name) != f.default}  # type: ignore[arg-type]
+        values = {f.name: getattr(self, f.name) for f in fields(self)}  # type: ignore[arg-type]
+        defaults = {f.name: f.default for f in fields(self)}  # type: ignore[arg-type]
         shown = (
-            f"{name}=" + (f"float('{v}')" if v in (math.inf, -math.inf) else repr(v)) for name, v in values.items()
+            f"{name}=" + (f"float('{v}')" if isinstance(v, float) and math.isinf(v) else repr(v))
+            for name, v in values.items()
+            if hasattr(v, "dtype") or v != defaults[name]
         )
         return f"{type(self).__name__}({', '.join(shown)})"
 
@@ -167,6 +228,13 @@ class Constraint(ABC):
     def from_config(cls, config: dict[str, Any]) -> Self:
         """The constraint of these fields."""
         return cast(Self, from_dict({k: v for k, v in config.items() if k != "projgrad"}))
+
+    def _decided(self, x: Array, step: Any) -> Self:
+        if not self.scheduled:
+            return self
+        if step is None:
+            raise ValueError(f"{self} changes with the step: say which one, as in project(x, step=0)")
+        return self.at(step, x.dtype)
 
     def _checked(self, given: Any) -> tuple[Array, Namespace]:
         x, xp = native(given)

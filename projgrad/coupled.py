@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Self
 
 from projgrad.axes import INCOMING, arrange, check_axis, group_size, numeric_axes, restore
 from projgrad.constraint import Constraint
-from projgrad.moves import Replace
+from projgrad.moves import Move, Replace
 from projgrad.namespace import Array, Namespace
 
 __all__ = ["Coupled", "PairSet", "VectorSet"]
@@ -41,6 +41,7 @@ class Coupled(Constraint):
 
     def check_sizes(self, *sizes: int) -> None:
         """Raise ValueError where groups of these sizes, one per dimension that `nearest` sees, have no such point."""
+        del sizes  # TensorFlow warns of a function without a body
 
     def group_axes(self, ndim: int) -> tuple[int, ...]:
         return tuple(sorted(d for axes in self.parts(ndim) for d in axes))
@@ -50,7 +51,7 @@ class Coupled(Constraint):
         if 0 not in sizes:
             self.check_sizes(*sizes)
 
-    def solve(self, x: Array, xp: Namespace, metric: Array | None = None) -> Replace:
+    def solve(self, x: Array, xp: Namespace, metric: Array | None = None) -> Move:
         if metric is not None:
             raise NotImplementedError(f"{type(self).__name__} is projected onto in the Euclidean metric only")
         ndim = len(x.shape)
@@ -59,11 +60,19 @@ class Coupled(Constraint):
         finite = xp.all(xp.isfinite(v), axis=last, keepdims=True)
         v = xp.where(finite, v, 0.0)
         y = xp.where(finite, self.nearest(v, xp), float("nan"))
-        holds = self.holds(v, xp)
-        if holds is not None:
-            kept = tuple(1 if d in self.group_axes(ndim) else n for d, n in enumerate(x.shape))
-            holds = xp.reshape(holds, tuple(-1 if n is None else n for n in kept))
+        holds = self._holds(v, x, xp)
         return Replace(restore(y, parts, tuple(x.shape), xp), self.group_axes(ndim), self.accuracy, holds)
+
+    def holds_in(self, x: Array, xp: Namespace) -> Array | None:
+        """`holds` for an array as it is given, with length 1 in the axes of a group."""
+        return self._holds(arrange(xp.upcast(x), self.parts(len(x.shape)), xp), x, xp)
+
+    def _holds(self, v: Array, x: Array, xp: Namespace) -> Array | None:
+        holds, axes = self.holds(v, xp), self.group_axes(len(x.shape))
+        if holds is None:
+            return None
+        kept = tuple(1 if d in axes else n for d, n in enumerate(x.shape))
+        return xp.reshape(holds, tuple(-1 if n is None else n for n in kept))
 
 
 class VectorSet(Coupled):
@@ -109,5 +118,6 @@ class PairSet(Coupled):
             bound = replace(self, axis=(units, incoming))  # type: ignore[type-var]
         pair = tuple(axes[0] if len(axes) == 1 else axes for axes in bound.parts(len(shape)))
         bound = replace(bound, axis=pair)  # type: ignore[type-var]
-        bound.check_shape(shape)
+        if None not in shape:
+            bound.check_shape(shape)
         return bound

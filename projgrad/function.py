@@ -30,6 +30,8 @@ class Function(Constraint):
         ValueError: no function is registered under that name.
     """
 
+    convex = False
+
     function: Callable[[Any], Any]
     axis = None
     complex_valued = True

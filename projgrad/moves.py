@@ -16,7 +16,7 @@ from projgrad.axes import group_size
 from projgrad.namespace import Array, Namespace
 from projgrad.precision import tolerance
 
-__all__ = ["Clip", "Move", "Replace", "Scale"]
+__all__ = ["Assign", "Clip", "Move", "Replace", "Scale", "is_one"]
 
 
 class Move(ABC):
@@ -85,10 +85,15 @@ class Scale(Move):
         if self.sphere:
             on = s / xp.where(kept, self.m, 1.0)
             s_kept = on + xp.stop_gradient(1.0 - on)
-        if self.rate != 1:  # x / m * ((1 - rate) m + rate s)
+        if not is_one(self.rate):  # x / m * ((1 - rate) m + rate s)
             s, s_kept = s + (1 - self.rate) * (self.m - s), s_kept + (1 - self.rate) * (one - s_kept)
         if self.low is not None:
-            fill = xp.where(zero, self.rate * self.low / math.sqrt(self.size) * one, -0.0)
+            low_is_number = isinstance(self.low, int | float)  # and above 0
+            fill = xp.where(
+                zero if low_is_number else zero & (self.low > 0),
+                self.rate * self.low / math.sqrt(self.size) * one,
+                -0.0,
+            )
             s = xp.where(zero, 0.0, s)
         return xp.where(kept, 1.0, self.m), xp.where(kept, s_kept, s), fill
 
@@ -110,9 +115,31 @@ class Scale(Move):
         return replace(self, rate=self.rate * rate)
 
 
+class Entrywise(Move):
+    """Every entry is a group of its own, and is kept where it equals its nearest point."""
+
+    def distance(self, x: Array, xp: Namespace) -> Array:
+        y, x = xp.upcast(self.apply(x, xp)), xp.upcast(x)
+        same = x == y  # infinities too
+        return xp.abs(xp.where(same, 0.0, x) - xp.where(same, 0.0, y))
+
+    def keep(self, x: Array, xp: Namespace, slack: float = 1.0) -> Array:
+        return x == self.apply(x, xp)
+
+
 @dataclass(frozen=True)
-class Clip(Move):
-    """``y = min(max(x, lower), upper)``; a bound that is None does not bind. Every entry is a group of its own."""
+class Assign(Entrywise):
+    """``y`` is an array given as a whole, of the dtype of `x`, and bit for bit `x` where it equals `x`."""
+
+    y: Array
+
+    def apply(self, x: Array, xp: Namespace) -> Array:
+        return self.y
+
+
+@dataclass(frozen=True)
+class Clip(Entrywise):
+    """``y = min(max(x, lower), upper)``; a bound that is None does not bind."""
 
     lower: Array | None
     upper: Array | None
@@ -125,14 +152,6 @@ class Clip(Move):
         if self.upper is not None:
             y = xp.where(x > self.upper, self.upper, y)
         return y
-
-    def distance(self, x: Array, xp: Namespace) -> Array:
-        y, x = xp.upcast(self.apply(x, xp)), xp.upcast(x)
-        same = x == y  # infinities too
-        return xp.abs(xp.where(same, 0.0, x) - xp.where(same, 0.0, y))
-
-    def keep(self, x: Array, xp: Namespace, slack: float = 1.0) -> Array:
-        return x == self.apply(x, xp)
 
 
 @dataclass(frozen=True)
@@ -163,6 +182,8 @@ class Replace(Move):
 
     def keep(self, x: Array, xp: Namespace, slack: float = 1.0) -> Array:
         radius = xp.times(*xp.norm(x, self.axes))
+        most = xp.largest(radius.dtype)  # with which an infinite tolerance would keep every group
+        radius = xp.where(radius > most, most, radius)
         slack = slack * self.accuracy
         kept = self._away(x, xp) <= slack * tolerance(x.dtype, group_size(x.shape, self.axes), radius)
         return kept if self.holds is None else kept & self.holds
@@ -180,7 +201,10 @@ class Relaxed(Move):
 
     def apply(self, x: Array, xp: Namespace) -> Array:
         full, start = xp.upcast(self.move.apply(x, xp)), xp.upcast(x)
-        part = xp.astype((1 - self.rate) * start + self.rate * full, x.dtype)
+        part = (1 - self.rate) * start + self.rate * full
+        if hasattr(self.rate, "dtype"):  # an array, and maybe a 1, which must not make NaN of an infinity
+            part = xp.where(self.rate == 1, full, part)
+        part = xp.astype(part, x.dtype)
         return xp.where(self.move.keep(x, xp), x, part)
 
     def distance(self, x: Array, xp: Namespace) -> Array:
@@ -191,3 +215,8 @@ class Relaxed(Move):
 
     def relaxed(self, rate: float) -> Relaxed:
         return Relaxed(self.move, self.rate * rate)
+
+
+def is_one(rate: Any) -> bool:
+    """Whether this is the number 1; what an array holds is not known."""
+    return isinstance(rate, int | float) and rate == 1

@@ -69,6 +69,25 @@ class Namespace:
         """`value`, bit for bit, with the derivative of another array of its shape."""
         return value
 
+    def with_derivative(self, value: Array, x: Array, derivative: Callable[[Array], Array]) -> Array:
+        """`value`, a constant, with a derivative with respect to `x`, which has its shape.
+
+        Args:
+            value: what a function gives at `x`.
+            x: where.
+            derivative: its derivative there, a linear map that is its own transpose, as those of projections are. It is
+                called only where a derivative is asked for.
+        """
+        return value
+
+    def can_look(self, x: Array) -> bool:
+        """Whether Python may ask what `x` holds, at no cost: it is not traced, and not on another device."""
+        return True
+
+    def may_differentiate(self, x: Array) -> bool:
+        """Whether a derivative with respect to `x` may be asked for."""
+        return False
+
     def iterate(self, step: Callable[..., tuple[Array, ...]], state: tuple[Array, ...], most: int) -> tuple[Array, ...]:
         """``state = step(*state)`` again and again, as long as the first of `state`, an array of bools, has a True.
 
@@ -85,6 +104,15 @@ class Namespace:
                 break
             state = step(*state)
         return state
+
+    def solve(self, matrix: Array, right: Array) -> Array:
+        """``matrix^-1 right`` of a batch, right with a last axis of its own; also inside `iterate`."""
+        return self.linalg.solve(matrix, right)
+
+    def require(self, ok: Array, message: str) -> None:
+        """Raise RuntimeError where an array of bools has a False, unless this is compiled or would wait for the device."""
+        if not bool(self.all(ok)):
+            raise RuntimeError(message)
 
     def divide(self, x: Array, by: Array) -> Array:
         """`x / by`, real or complex `x` by real `by`."""

@@ -1,25 +1,82 @@
-"""The plan: which parameter is kept in which set, with its axes as numbers."""
+"""The plan: which parameters are kept in which sets, with axes as numbers."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
 
 from projgrad.constraint import Constraint
+from projgrad.joint import Layout
+from projgrad.namespace import Array
+from projgrad.schedule import is_step
+from projgrad.tag import Tag
 
 __all__ = ["Plan", "PlanEntry"]
 
 
 @dataclass(frozen=True)
 class PlanEntry:
-    """One constrained parameter: its name, its shape and the constraint that holds."""
+    """What holds for one parameter, or for several together.
 
-    name: str
-    shape: tuple[int, ...]
-    constraint: Constraint
+    Args:
+        names: of the parameters.
+        shapes: theirs.
+        tag: the constraint, with axes as numbers, and its options.
+        layout: how several parameters are one array; None for one parameter by itself.
+        handles: by which the framework finds the parameters; no part of what two plans are compared by.
+    """
+
+    names: tuple[str, ...]
+    shapes: tuple[tuple[int, ...], ...]
+    tag: Tag
+    layout: Layout | None = None
+    handles: tuple[Any, ...] = field(default=(), compare=False, repr=False)
+
+    @property
+    def name(self) -> str:
+        """The name; of several parameters, all names."""
+        return " + ".join(self.names)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The shape; of several parameters, that of the array they form together."""
+        return self.shapes[0] if self.layout is None else self.layout.shape
+
+    @property
+    def constraint(self) -> Constraint:
+        """The constraint of that array."""
+        return self.tag.constraint
+
+    @property
+    def counts(self) -> bool:
+        """Whether it matters which step it is."""
+        return self.tag.every > 1 or self.constraint.scheduled
+
+    def due(self, step: Any) -> Any:
+        """Whether the projection is to be done after so many steps; an array where `step` is one."""
+        due = self.tag.every == 1 or step % self.tag.every == 0
+        return bool(due) if is_step(step) else due
+
+    def gather(self, arrays: Sequence[Any]) -> Array:
+        """The parameters as the one array that the constraint is for."""
+        return arrays[0] if self.layout is None else self.layout.gather(arrays)
+
+    def scatter(self, array: Array) -> list[Array]:
+        """The parameters, of that one array."""
+        return [array] if self.layout is None else self.layout.scatter(array)
+
+    def project(self, arrays: Sequence[Any], step: Any = None) -> list[Array]:
+        """The parameters projected."""
+        return self.scatter(self.constraint.project(self.gather(arrays), step=step))
+
+    def violation(self, arrays: Sequence[Any], step: Any = None) -> Array:
+        """The distance of every group from the set."""
+        return self.constraint.violation(self.gather(arrays), step=step)
 
 
 class Plan(tuple[PlanEntry, ...]):
-    """The constrained parameters in order; prints as a table."""
+    """What holds for the constrained parameters, in order; prints as a table."""
 
     __slots__ = ()
 
@@ -28,4 +85,9 @@ class Plan(tuple[PlanEntry, ...]):
             return "Plan: no parameter is constrained"
         names = max(len(e.name) for e in self)
         shapes = max(len(str(e.shape)) for e in self)
-        return "\n".join(f"{e.name:<{names}}  {e.shape!s:<{shapes}}  {e.constraint}" for e in self)
+        return "\n".join(f"{e.name:<{names}}  {e.shape!s:<{shapes}}  {e.tag}" for e in self)
+
+    @property
+    def counts(self) -> bool:
+        """Whether it matters which step it is."""
+        return any(entry.counts for entry in self)

@@ -8,16 +8,18 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from typing import Any
 
 from projgrad.constraint import Constraint
-from projgrad.function import as_constraint
+from projgrad.joint import lay_out
+from projgrad.plan import Plan, PlanEntry
+from projgrad.tag import Joint, Tag, as_tag
 
 __all__ = ["Parameter", "Rules", "Use", "resolve"]
 
-Choice = Constraint | Callable[..., Any] | None
+Choice = Constraint | Tag | Callable[..., Any] | None
 Rule = Choice | Mapping[str, Choice]
 Rules = Mapping[Any, Rule]  # the keys are names or classes; a union would refuse dict[str, ...], as they are invariant
 
@@ -30,7 +32,7 @@ class Use:
         name: the full name, as the framework gives it.
         incoming: the axes of the weights that feed one unit, or the reason why there are none.
         layer: the layer it stands on, and `attribute` its name there.
-        tag: the constraint that the layer was tagged with.
+        tag: what the layer was tagged with.
         aliases: other spellings of the name that a pattern may match.
     """
 
@@ -38,7 +40,7 @@ class Use:
     incoming: tuple[int, ...] | str
     layer: Any = None
     attribute: str = ""
-    tag: Constraint | None = None
+    tag: Tag | Constraint | None = None
     aliases: tuple[str, ...] = ()
 
 
@@ -51,14 +53,16 @@ class Parameter:
         shape: its shape.
         dtype: of its numbers, as such or by name.
         refused: why it must not be constrained, if so.
-        tags: constraints it was given elsewhere than on a layer, each with the words that say where.
+        tags: what it was given elsewhere than on a layer, each with the words that say where.
+        handle: by which the framework finds it again.
     """
 
     uses: tuple[Use, ...]
     shape: tuple[int, ...]
     dtype: Any
     refused: str = ""
-    tags: tuple[tuple[str, Constraint], ...] = ()
+    tags: tuple[tuple[str, Tag | Constraint], ...] = ()
+    handle: Any = field(default=None, compare=False, repr=False)
 
     @property
     def name(self) -> str:
@@ -66,13 +70,16 @@ class Parameter:
         return self.uses[0].name
 
 
-def resolve(rules: Rules | None, parameters: Sequence[Parameter], *, unused: bool = False) -> dict[int, Constraint]:
-    """What holds for each parameter, by its position: the last rule that selects it, or the tag of its layer.
+def resolve(rules: Rules | None, parameters: Sequence[Parameter], *, unused: bool = False) -> Plan:
+    """What holds for the parameters: for each the last rule that selects it, or the tag of its layer.
 
     Args:
         rules: name patterns (`fnmatch`, ``*`` crosses separators) or layer classes to constraints; None for none.
         parameters: all parameters of the model.
         unused: accept rules that select nothing, where `parameters` are not all.
+
+    Returns:
+        Entries with the handles of the parameters, in their order.
 
     Raises:
         TypeError: a rule is not of that form, or the parameter is not floating-point.
@@ -80,40 +87,74 @@ def resolve(rules: Rules | None, parameters: Sequence[Parameter], *, unused: boo
     """
     pairs = list(_flatten({} if rules is None else rules))
     selected: set[int] = set()
-    resolved: dict[int, Constraint] = {}
+    found: dict[Any, _Members] = {}
     for position, parameter in enumerate(parameters):
-        found = list(_verdicts(pairs, parameter, selected))
-        for source, constraint in found[1:]:
-            if constraint != found[0][1]:
+        verdicts = list(_verdicts(pairs, parameter, selected))
+        for source, tag, _ in verdicts[1:]:
+            first = verdicts[0]
+            if tag != first[1] or (isinstance(tag, Joint) and source != first[0]):
                 tied = f" (tied: {', '.join(use.name for use in parameter.uses)})" if len(parameter.uses) > 1 else ""
-                raise ValueError(
-                    f"{parameter.name}{tied}: {found[0][0]} asks for {found[0][1]}, but {source} for {constraint}"
-                )
-        if found and found[0][1] is not None:
-            resolved[position] = found[0][1]
+                raise ValueError(f"{parameter.name}{tied}: {first[0]} asks for {first[1]}, but {source} for {tag}")
+        source, tag, use = verdicts[0] if verdicts else ("", None, parameter.uses[0])
+        if tag is not None:
+            key = source if isinstance(tag, Joint) else position
+            found.setdefault(key, (tag, []))[1].append((use, parameter))
     for i, (selector, attribute, _) in enumerate(pairs):
         if i not in selected and not unused:
             raise ValueError(_nothing(selector, attribute, parameters))
-    return resolved
+    return Plan(_entry(tag, members) for tag, members in found.values())
 
 
-_Pair = tuple[str | type, str | None, Constraint | None]
+_Pair = tuple[str | type, str | None, Tag | None]
+_Verdict = tuple[str, Tag | None, Use]  # what says so, what it says, and of which use
+_Members = tuple[Tag, list[tuple[Use, Parameter]]]
 
 
-def _verdicts(
-    pairs: Sequence[_Pair], parameter: Parameter, selected: set[int]
-) -> Iterator[tuple[str, Constraint | None]]:
-    """All that is said of a parameter, and by what; notes in `selected` which of the pairs select it."""
+def _verdicts(pairs: Sequence[_Pair], parameter: Parameter, selected: set[int]) -> Iterator[_Verdict]:
+    """All that is said of a parameter; notes in `selected` which of the pairs select it."""
     for use in parameter.uses:
         here = [i for i, (selector, attribute, _) in enumerate(pairs) if _selects(selector, attribute, use)]
         selected.update(here)
         if here:
-            selector, attribute, constraint = pairs[here[-1]]
-            yield f"the rule {_show(selector, attribute)}", _bind(constraint, use, parameter)
+            selector, attribute, tag = pairs[here[-1]]
+            yield f"the rule {_show(selector, attribute)}", _bind(tag, use, parameter), use
         if use.tag is not None:
-            yield "the tag on its layer", _bind(use.tag, use, parameter)
-    for source, tag in parameter.tags:
-        yield source, _bind(tag, parameter.uses[0], parameter)
+            yield "the tag on its layer", _bind(as_tag(use.tag), use, parameter), use
+    for source, given in parameter.tags:
+        yield source, _bind(as_tag(given), parameter.uses[0], parameter), parameter.uses[0]
+
+
+def _bind(tag: Tag | None, use: Use, parameter: Parameter) -> Tag | None:
+    """The tag with numeric axes; a joint one as it is, as its axes are those of an array that is not known yet."""
+    if tag is None:
+        return None
+    if parameter.refused:
+        raise ValueError(f"{use.name}: {parameter.refused}")
+    try:
+        tag.constraint.check_dtype(parameter.dtype)
+        if isinstance(tag, Joint):
+            return tag
+        return replace(tag, constraint=tag.constraint.bind(parameter.shape, use.incoming))
+    except (TypeError, ValueError) as error:
+        kind = TypeError if isinstance(error, TypeError) else ValueError
+        raise kind(f"{use.name}, of shape {parameter.shape}, cannot have {tag}: {error}") from None
+
+
+def _entry(tag: Tag, members: Sequence[tuple[Use, Parameter]]) -> PlanEntry:
+    names = tuple(parameter.name for _, parameter in members)
+    shapes = tuple(parameter.shape for _, parameter in members)
+    handles = tuple(parameter.handle for _, parameter in members)
+    if not isinstance(tag, Joint):
+        return PlanEntry(names, shapes, tag, handles=handles)
+    try:
+        if len({str(parameter.dtype) for _, parameter in members}) > 1:
+            shown = ", ".join(f"{parameter.name} is {parameter.dtype}" for _, parameter in members)
+            raise ValueError(f"the parameters differ in their dtype ({shown})")
+        given = [(parameter.name, parameter.shape, use.incoming) for use, parameter in members]
+        constraint, layout = lay_out(tag.constraint, given)
+    except ValueError as error:
+        raise ValueError(f"{', '.join(names)} cannot have {tag}: {error}") from None
+    return PlanEntry(names, shapes, replace(tag, constraint=constraint), layout, handles)
 
 
 def _flatten(rules: Rules) -> Iterator[_Pair]:
@@ -125,7 +166,7 @@ def _flatten(rules: Rules) -> Iterator[_Pair]:
                 yield selector, None, None
             elif isinstance(rule, Mapping):
                 for attribute, choice in rule.items():
-                    yield selector, attribute, None if choice is None else as_constraint(choice)
+                    yield selector, attribute, None if choice is None else as_tag(choice)
             else:
                 raise TypeError(
                     f"the rule for {selector.__name__} must say which of its parameters it means: "
@@ -134,7 +175,7 @@ def _flatten(rules: Rules) -> Iterator[_Pair]:
         elif isinstance(selector, str):
             if isinstance(rule, Mapping):
                 raise TypeError(f"the rule {selector!r} is a name pattern, so it takes one constraint, not {rule!r}")
-            yield selector, None, None if rule is None else as_constraint(rule)
+            yield selector, None, None if rule is None else as_tag(rule)
         else:
             raise TypeError(f"a rule starts with a name pattern or a layer class, not {selector!r}")
 
@@ -143,19 +184,6 @@ def _selects(selector: str | type, attribute: str | None, use: Use) -> bool:
     if isinstance(selector, type):
         return isinstance(use.layer, selector) and (attribute is None or fnmatchcase(use.attribute, attribute))
     return any(fnmatchcase(name, selector) for name in (use.name, *use.aliases))
-
-
-def _bind(constraint: Constraint | None, use: Use, parameter: Parameter) -> Constraint | None:
-    if constraint is None:
-        return None
-    if parameter.refused:
-        raise ValueError(f"{use.name}: {parameter.refused}")
-    try:
-        constraint.check_dtype(parameter.dtype)
-        return constraint.bind(parameter.shape, use.incoming)
-    except (TypeError, ValueError) as error:
-        kind = TypeError if isinstance(error, TypeError) else ValueError
-        raise kind(f"{use.name}, of shape {parameter.shape}, cannot have {constraint}: {error}") from None
 
 
 def _show(selector: str | type, attribute: str | None) -> str:

@@ -10,7 +10,17 @@ import numpy as np
 from projgrad.frozen import FrozenArray
 from projgrad.namespace import Array, Namespace
 
-__all__ = ["native_value", "set_array", "set_count", "set_number"]
+__all__ = [
+    "check_bounds",
+    "check_broadcast",
+    "native_group",
+    "native_value",
+    "set_array",
+    "set_choice",
+    "set_count",
+    "set_flag",
+    "set_number",
+]
 
 _LARGEST = math.nextafter(math.inf, 0)
 
@@ -35,7 +45,7 @@ def set_number(constraint: Any, name: str, *, least: float = -_LARGEST, most: fl
     try:
         value = float(given)
     except OverflowError:
-        value = math.copysign(math.inf, given)
+        value = math.inf if given > 0 else -math.inf
     if not least <= value <= most:
         limits = [f"at least {least:g}"] if least > -_LARGEST else []
         limits += [f"at most {most:g}"] if most < _LARGEST else []
@@ -43,6 +53,14 @@ def set_number(constraint: Any, name: str, *, least: float = -_LARGEST, most: fl
         reason = f"is {what}, so it must be" if what else "must be"
         raise ValueError(f"{kind}: {name}={given!r} {reason} {' and '.join(limits)}")
     object.__setattr__(constraint, name, value)
+
+
+def set_choice(constraint: Any, name: str, choices: tuple[str, ...]) -> None:
+    """Raise ValueError when the field `name` of a constraint is none of `choices`."""
+    given: Any = getattr(constraint, name)
+    if given not in choices:
+        kind = type(constraint).__name__
+        raise ValueError(f"{kind}: {name}={given!r} is not known; it is one of {', '.join(map(repr, choices))}")
 
 
 def set_count(constraint: Any, name: str, least: int = 0) -> None:
@@ -58,6 +76,13 @@ def set_count(constraint: Any, name: str, least: int = 0) -> None:
     if given.__index__() < least:
         raise ValueError(f"{type(constraint).__name__}: {name}={given!r} must be at least {least}")
     object.__setattr__(constraint, name, given.__index__())
+
+
+def set_flag(constraint: Any, name: str) -> None:
+    """Raise TypeError when the field `name` of a constraint is not a bool."""
+    given: Any = getattr(constraint, name)
+    if not isinstance(given, bool):
+        raise TypeError(f"{type(constraint).__name__}: {name}={given!r} is not a bool")
 
 
 def set_array(constraint: Any, name: str, *, finite: bool = True, ndim: int | None = None) -> None:
@@ -86,12 +111,50 @@ def set_array(constraint: Any, name: str, *, finite: bool = True, ndim: int | No
     object.__setattr__(constraint, name, values if values.shape else float(np.asarray(values)))
 
 
+def check_bounds(constraint: Any) -> None:
+    """Make the fields `lower` and `upper` floats or `FrozenArray`s.
+
+    Raises:
+        ValueError: they do not broadcast together, `lower` exceeds `upper`, or no finite number lies between them.
+    """
+    kind = type(constraint).__name__
+    for name in ("lower", "upper"):
+        set_array(constraint, name, finite=False)
+    lower, upper = constraint.lower, constraint.upper
+    try:
+        below, above = np.broadcast_arrays(np.asarray(lower), np.asarray(upper))
+    except ValueError:
+        shapes = f"{np.shape(lower)} and {np.shape(upper)}"
+        raise ValueError(f"{kind}: lower and upper have the shapes {shapes}, which do not broadcast together") from None
+    if np.any((below > above) | (below == math.inf) | (above == -math.inf)):
+        raise ValueError(f"{kind}: lower={lower} must not exceed upper={upper}, nor leave only infinity")
+
+
+def check_broadcast(constraint: Any, name: str, shape: tuple[int, ...]) -> None:
+    """Raise ValueError when the field `name` is an array that does not broadcast to `shape`."""
+    value = getattr(constraint, name)
+    own = value.shape if isinstance(value, FrozenArray) else ()
+    sides = zip(own[::-1], shape[::-1], strict=False)
+    if len(own) > len(shape) or any(n is not None and b not in (1, n) for b, n in sides):
+        kind = type(constraint).__name__
+        raise ValueError(f"{kind}: {name} has the shape {own}, which does not broadcast to {shape}")
+
+
+def native_group(value: float | FrozenArray, v: Array, xp: Namespace) -> Array:
+    """A value that `set_array` made, as an array of the dtype of `v` that broadcasts against its last axis."""
+    found = native_value(value, v, xp)
+    return found if isinstance(value, FrozenArray) else xp.zeros_like(v[..., :1]) + found
+
+
 def native_value(value: float | FrozenArray, x: Array, xp: Namespace) -> Any:
     """A value that `set_array` made, in the framework, dtype and device of `x`.
 
-    A finite one stays finite in float16, where it may exceed the largest number; numbers stay Python floats.
+    A finite one stays finite in float16, where it may exceed the largest number; numbers stay Python floats, and the
+    arrays that a schedule has put in their place stay arrays.
     """
     if isinstance(value, FrozenArray):
         return xp.constant(value, x)
     most = xp.largest(x.dtype)
+    if not isinstance(value, float):
+        return xp.astype(xp.where(value > most, most, xp.where(value < -most, -most, value)), x.dtype)
     return value if math.isinf(value) else min(max(value, -most), most)

@@ -66,7 +66,7 @@ def test_any_axes_give_what_the_last_ones_give(framework: Framework, case: Case)
     expected = framework.read(case.constraint.project(framework.make(groups, "float64")))
     for order in ((1, *range(2, 2 + case.rank), 0), (*range(2, 2 + case.rank), 0, 1)):
         moved = tuple(order.index(2 + i) for i in range(case.rank))
-        constraint = pg.from_dict(case.constraint.to_dict() | {"axis": moved if case.rank > 1 else moved[0]})
+        constraint = case.along(moved)
         x = framework.make(np.transpose(groups, order), "float64")
         found = np.transpose(framework.read(constraint.project(x)), np.argsort(order))
         np.testing.assert_allclose(found, expected, rtol=1e-9, atol=case.accuracy * 1e-12 * np.abs(groups).max())

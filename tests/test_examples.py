@@ -103,3 +103,18 @@ def test_runs_from_elsewhere(tmp_path):
 def test_bad_options(moons, args):
     with pytest.raises(SystemExit):
         moons(*args)
+
+
+def test_the_page_of_sets_says_what_the_docstrings_say(monkeypatch, tmp_path):
+    monkeypatch.syspath_prepend(str(EXAMPLES))
+    catalogue = importlib.import_module("catalogue")
+    assert (EXAMPLES / "catalogue" / "README.md").read_text() == catalogue.page(catalogue.examples())
+    assert set(catalogue.PEERS) <= set(catalogue.sets())
+    for name, (constraint, layout) in catalogue.examples().items():
+        assert type(constraint).__name__ == name
+        assert (EXAMPLES / "catalogue" / f"{name}.png").exists()
+        points = catalogue.np.asarray([[1.5, -0.3], [0.2, 0.1]])
+        assert catalogue.BACK[layout](layout(points)).tolist() == points.tolist()
+    constraint, layout = catalogue.examples()["UnitNorm"]
+    catalogue.draw("UnitNorm", constraint, layout).savefig(tmp_path / "one.png")
+    assert (tmp_path / "one.png").stat().st_size > 5000

@@ -12,7 +12,7 @@ import pytest
 
 keras = pytest.importorskip("keras")
 
-FILES = ("optimizer", "rules", "layers", "saving")
+FILES = ("keras_optimizer", "keras_rules", "keras_layers", "keras_saving", "tags_keras")
 SAME = (
     "incoming",
     "feed_one_unit",
@@ -32,7 +32,7 @@ def runs():
     """The tests on all other backends, side by side."""
     here = Path(__file__).parent
     command = [sys.executable, "-m", "pytest", "-q", "--tb=short", "-k", f"not ({' or '.join(SAME)})"]
-    command += [str(here / f"test_keras_{name}.py") for name in FILES]
+    command += [str(here / f"test_{name}.py") for name in FILES]
     settings = {**os.environ, "PROJGRAD_NESTED": "1", "TF_CPP_MIN_LOG_LEVEL": "3"}
     started = {
         backend: subprocess.Popen(

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
 import projgrad as pg
 from projgrad.plan import Plan, PlanEntry
-from projgrad.rules import Parameter, Use, resolve
+from projgrad.rules import Parameter, Use
+from projgrad.rules import resolve as plan_of
 
 
 class Dense: ...
@@ -31,6 +33,12 @@ MODEL = [
     parameter("fc2.weight", Wide()),
     parameter("norm.weight", shape=(3,)),
 ]
+
+
+def resolve(rules: Any, parameters: list[Parameter]) -> dict[int, pg.Constraint]:
+    """The constraint of each parameter by its position."""
+    parameters = [replace(p, handle=i) for i, p in enumerate(parameters)]
+    return {entry.handles[0]: entry.constraint for entry in plan_of(rules, parameters)}
 
 
 def test_patterns_and_classes_select() -> None:
@@ -127,7 +135,8 @@ def test_aliases_match_too() -> None:
 
 
 def test_a_plan_is_a_sequence_that_prints_as_a_table() -> None:
-    plan = Plan([PlanEntry("fc1.weight", (3, 4), pg.MaxNorm(1.0, axis=1)), PlanEntry("b", (3,), pg.NonNeg())])
+    entries = [("fc1.weight", (3, 4), pg.MaxNorm(1.0, axis=1)), ("b", (3,), pg.NonNeg())]
+    plan = Plan([PlanEntry((name,), (shape,), pg.Tag(constraint)) for name, shape, constraint in entries])
     assert str(plan).splitlines() == [
         "fc1.weight  (3, 4)  MaxNorm(max_value=1.0, axis=1)",
         "b           (3,)    NonNeg()",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 from projgrad.axes import INCOMING, Axis, group_size, numeric_axes
 from projgrad.constraint import Constraint
@@ -20,7 +21,7 @@ __all__ = ["MaxNorm", "MinMaxNorm", "UnitNorm"]
 class MaxNorm(Constraint):
     """The ball ``{x : ||x||_2 <= max_value}``, for every group of entries along `axis`.
 
-    The nearest point of a group outside is ``x * max_value / ||x||``.
+    Convex. Exact: a group outside becomes ``x * max_value / ||x||``. Cost: O(n).
 
     Args:
         max_value: radius r >= 0.
@@ -38,6 +39,7 @@ class MaxNorm(Constraint):
     axis: Axis = INCOMING
     rate: float = 1.0
     complex_valued = True
+    solid = True
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -52,7 +54,9 @@ class MaxNorm(Constraint):
 class UnitNorm(Constraint):
     """The sphere ``{x : ||x||_2 = 1}``, for every group of entries along `axis`.
 
-    The nearest point is ``x / ||x||``. All points are nearest to a group of n zeros; ``1 / sqrt(n)`` in every entry is
+    Not convex. Exact: the nearest point is ``x / ||x||``. Cost: O(n).
+
+    All points are nearest to a group of n zeros; ``1 / sqrt(n)`` in every entry is
     chosen. On the sphere, the derivative is that of ``x / ||x||``.
 
     Args:
@@ -69,6 +73,7 @@ class UnitNorm(Constraint):
     axis: Axis = INCOMING
     rate: float = 1.0
     complex_valued = True
+    convex = False
 
     def solve(self, x: Array, xp: Namespace, metric: Array | None = None) -> Move:
         return to_shell(x, xp, metric, self.axis, 1.0, 1.0)
@@ -79,8 +84,9 @@ class UnitNorm(Constraint):
 class MinMaxNorm(Constraint):
     """The shell ``{x : min_value <= ||x||_2 <= max_value}``, for every group of entries along `axis`.
 
-    The nearest point of a group outside is `x` scaled to the nearer bound. All points of norm `min_value` are nearest
-    to a group of n zeros; ``min_value / sqrt(n)`` in every entry is chosen. Not convex unless `min_value` is 0.
+    Not convex unless `min_value` is 0. Exact: a group outside is scaled to the nearer bound. Cost: O(n).
+
+    All points of norm `min_value` are nearest to a group of n zeros; ``min_value / sqrt(n)`` in every entry is chosen.
 
     Args:
         min_value: inner radius >= 0.
@@ -111,12 +117,23 @@ class MinMaxNorm(Constraint):
     def solve(self, x: Array, xp: Namespace, metric: Array | None = None) -> Move:
         return to_shell(x, xp, metric, self.axis, self.min_value, self.max_value)
 
+    @property
+    def convex(self) -> bool:  # type: ignore[override]
+        return isinstance(self.min_value, float) and self.min_value == 0
 
-def to_shell(x: Array, xp: Namespace, metric: Array | None, axis: Axis, low: float, high: float) -> Scale:
-    """The move to ``low <= ||x|| <= high`` in every group along `axis`."""
+    @property
+    def solid(self) -> bool:  # type: ignore[override]
+        return isinstance(self.min_value, float) and self.min_value == 0
+
+
+def to_shell(x: Array, xp: Namespace, metric: Array | None, axis: Axis, low: Any, high: Any) -> Scale:
+    """The move to ``low <= ||x|| <= high`` in every group along `axis`; the bounds are numbers or 0-d arrays."""
     if metric is not None:
         raise NotImplementedError("norms are projected onto in the Euclidean metric only")
     axes = numeric_axes(axis, len(x.shape))
     size = group_size(x.shape, axes)
     m, u = xp.norm(x, axes)
-    return Scale(m, u, low or None, high, axes, size, sphere=0 < low == high)
+    if isinstance(low, int | float) and low == 0:
+        return Scale(m, u, None, high, axes, size)
+    sphere = low is high or (isinstance(low, int | float) and isinstance(high, int | float) and low == high)
+    return Scale(m, u, low, high, axes, size, sphere=sphere)

@@ -10,6 +10,8 @@ from typing import Any
 
 import numpy as np
 
+import projgrad as pg
+
 Group = np.ndarray
 
 
@@ -44,6 +46,10 @@ class Case:
         """The number of dimensions of a group."""
         return len(self.shapes[0])
 
+    def along(self, axes: tuple[int, ...]) -> Any:
+        """The constraint for groups along these axes rather than the last ones."""
+        return _along(self.constraint, axes)
+
     def groups(self, seed: int, shape: tuple[int, ...]) -> np.ndarray:
         """Random, tied, sorted, sparse and zero groups, and some of the set and on its boundary; a batch of them."""
         rng = np.random.default_rng(seed)
@@ -58,6 +64,16 @@ class Case:
 
     def __repr__(self) -> str:
         return repr(self.constraint)
+
+
+def _along(constraint: Any, axes: tuple[int, ...]) -> Any:
+    if isinstance(constraint, pg.Intersection):
+        return pg.Intersection(*(_along(part, axes) for part in constraint.sets), method=constraint.method)
+    if "axis" not in constraint.to_dict():
+        return constraint
+    axis = constraint.axis
+    moved = axes[axis] if isinstance(axis, int) else tuple(axes[a] for a in axis)
+    return pg.from_dict(constraint.to_dict() | {"axis": moved})
 
 
 def all_cases() -> list[Case]:

@@ -40,6 +40,20 @@ class JaxNamespace(Namespace):
     def graft(self, value: jax.Array, derivative: jax.Array) -> jax.Array:
         return jax.lax.stop_gradient(value) - (jax.lax.stop_gradient(derivative) - derivative)  # -0 - 0 is -0
 
+    def with_derivative(self, value: jax.Array, x: jax.Array, derivative: Callable[..., Any]) -> jax.Array:
+        @jax.custom_jvp
+        def held(x: jax.Array) -> jax.Array:
+            return value
+
+        held.defjvps(lambda d, y, x: derivative(d))
+        return held(x)
+
+    def can_look(self, x: Any) -> bool:
+        return not isinstance(x, jax.core.Tracer)
+
+    def may_differentiate(self, x: Any) -> bool:
+        return isinstance(x, jax.core.Tracer)
+
     def iterate(self, step: Callable[..., Any], state: tuple[Any, ...], most: int) -> tuple[Any, ...]:
         if not any(isinstance(x, jax.core.Tracer) for x in state):
             return super().iterate(step, state, most)  # rather than compile each loop for a single use
@@ -48,6 +62,10 @@ class JaxNamespace(Namespace):
             return (carried[0] < most) & jnp.any(carried[1])
 
         return jax.lax.while_loop(go, lambda c: (c[0] + 1, *step(*c[1:])), (0, *state))[1:]
+
+    def require(self, ok: jax.Array, message: str) -> None:
+        if not isinstance(ok, jax.core.Tracer):
+            super().require(ok, message)
 
     def constant(self, value: FrozenArray, like: jax.Array) -> jax.Array:
         return jnp.asarray(self.finite(value, like.dtype).astype(like.dtype))

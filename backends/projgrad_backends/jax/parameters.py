@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import jax
 import optax
 
-from projgrad.constraint import Constraint
 from projgrad.rules import Parameter, Use
+from projgrad.tag import Tag
 from projgrad_backends.jax.incoming import by_layer, by_name
 
 __all__ = ["is_array", "is_module", "is_skipped", "parameters"]
@@ -32,32 +33,31 @@ def is_module(thing: Any, *packages: str) -> bool:
     return isinstance(thing, tuple(package.Module for package in found if package is not None))
 
 
-def parameters(params: Any, model: Any, tags: Mapping[int, Constraint]) -> dict[int, Parameter]:
-    """The arrays among the leaves of `params` as parameters, by position.
+def parameters(params: Any, model: Any, tags: Mapping[int, tuple[str, Tag]]) -> list[Parameter]:
+    """The arrays among the leaves of `params` as parameters, with their positions as handles.
 
     Args:
         params: the pytree; leaves that are no arrays are skipped.
         model: the module that tells the layers, or None for the tree itself.
-        tags: what `tree=` asks for, by position.
+        tags: what `tree=` asks for, by position, with words that say where.
     """
     leaves = jax.tree_util.tree_flatten_with_path(params, is_leaf=is_skipped)[0]
     shared = _shared(model) if is_module(model, "flax.nnx") else []
-    return {
-        i: _parameter(params, model, shared, path, leaf, tags.get(i))
+    return [
+        replace(_parameter(params, model, shared, path, leaf), tags=(tags[i],) if i in tags else (), handle=i)
         for i, (path, leaf) in enumerate(leaves)
         if is_array(leaf)
-    }
+    ]
 
 
-def _parameter(
-    params: Any, model: Any, shared: _Shared, path: tuple[Any, ...], leaf: Any, tag: Constraint | None
-) -> Parameter:
+def _parameter(params: Any, model: Any, shared: _Shared, path: tuple[Any, ...], leaf: Any) -> Parameter:
     labels = [_label(key) for key in path]
     own = _walk(params, labels[:-1]) if path else []
     boxed = bool(own) and _is_box(own[-1])
     aliases = (_join(labels),) if boxed else ()
     labels = labels[:-1] if boxed else labels
-    uses, refused = [], ""
+    uses: list[Use] = []
+    refused = ""
     for names in _names(labels, shared):
         nodes = own[: len(names)] if model is None else _walk(model, names)[:-1]
         layer, attribute = _layer(nodes, names)
@@ -70,8 +70,7 @@ def _parameter(
             incoming = by_layer(layer, attribute, len(leaf.shape))
         uses.append(Use(name, incoming, layer, attribute, aliases=() if uses else aliases))
         refused = refused or _refused(nodes, attribute)
-    tags = () if tag is None else (("tree=", tag),)
-    return Parameter(tuple(uses), tuple(leaf.shape), leaf.dtype, refused, tags)
+    return Parameter(tuple(uses), tuple(leaf.shape), leaf.dtype, refused)
 
 
 _Shared = list[list[tuple[str | int, ...]]]  # the paths of each thing that a model holds in several places

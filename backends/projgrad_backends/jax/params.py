@@ -8,15 +8,16 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from projgrad.constraint import Constraint
 from projgrad.rules import Rules
 from projgrad_backends.jax.parameters import is_module
-from projgrad_backends.jax.tags import Tags
+from projgrad_backends.jax.tags import Tags, when_due
 
 __all__ = ["project_params", "violations"]
 
 
-def project_params(params: Any, rules: Rules | None = None, *, tree: Any = None, model: Any = None) -> Any:
+def project_params(
+    params: Any, rules: Rules | None = None, *, tree: Any = None, model: Any = None, step: Any = None
+) -> Any:
     """Every constrained parameter replaced by the nearest point of its set.
 
     Call it on the initial parameters, after loading and after averaging.
@@ -26,6 +27,8 @@ def project_params(params: Any, rules: Rules | None = None, *, tree: Any = None,
         rules: as in `project`.
         tree: as in `project`.
         model: as in `project`; not needed where `params` is a module.
+        step: the number of steps made, maybe traced: for schedules, and to project only what is due then by the option
+            `every`; None to project all.
 
     Returns:
         A new pytree, in which all but the constrained parameters are the same objects. An nnx.Module is updated in
@@ -36,14 +39,14 @@ def project_params(params: Any, rules: Rules | None = None, *, tree: Any = None,
     """
     if is_module(params, "flax.nnx"):
         nnx = sys.modules["flax.nnx"]
-        nnx.update(params, project_params(nnx.state(params, nnx.Param), rules, tree=tree, model=params))
+        nnx.update(params, project_params(nnx.state(params, nnx.Param), rules, tree=tree, model=params, step=step))
         return params
     leaves, tagged = Tags(rules, tree, model).of(params)
-    return tagged.map(lambda constraint, p: constraint.project(p), leaves)
+    return tagged.map(lambda entry, p: when_due(entry, step, lambda: entry.project(_alike(p), step), lambda: p), leaves)
 
 
 def violations(
-    params: Any, rules: Rules | None = None, *, tree: Any = None, model: Any = None
+    params: Any, rules: Rules | None = None, *, tree: Any = None, model: Any = None, step: Any = None
 ) -> dict[str, float | jax.Array]:
     """The largest distance of any group from its set, for every constrained parameter by name.
 
@@ -52,6 +55,7 @@ def violations(
         rules: as in `project`.
         tree: as in `project`.
         model: as in `project`; not needed where `params` is a module.
+        step: the number of steps made, for schedules.
 
     Returns:
         Numbers, or arrays without dimensions where the parameters are traced.
@@ -61,15 +65,21 @@ def violations(
     """
     if is_module(params, "flax.nnx"):
         nnx = sys.modules["flax.nnx"]
-        return violations(nnx.state(params, nnx.Param), rules, tree=tree, model=params)
+        return violations(nnx.state(params, nnx.Param), rules, tree=tree, model=params, step=step)
     leaves, tagged = Tags(rules, tree, model).of(params)
-    found = zip(tagged.plan, tagged.positions, strict=True)
-    most: dict[str, Any] = {entry.name: _largest(entry.constraint, leaves[i]) for entry, i in found}
+    most: dict[str, Any] = {
+        entry.name: _largest(entry.violation(_alike([leaves[i] for i in entry.handles]), step)) for entry in tagged.plan
+    }
     if any(isinstance(value, jax.core.Tracer) for value in most.values()):
         return most
     return {name: float(value) for name, value in jax.device_get(most).items()}
 
 
-def _largest(constraint: Constraint, x: Any) -> jax.Array:
-    away = jnp.asarray(constraint.violation(x))
+def _alike(arrays: list[Any]) -> list[Any]:
+    """Arrays of one framework: where NumPy's are among others, all are JAX's."""
+    return arrays if len({type(x) for x in arrays}) == 1 else [jnp.asarray(x) for x in arrays]
+
+
+def _largest(distances: Any) -> jax.Array:
+    away = jnp.asarray(distances)
     return jnp.max(away) if away.size else jnp.zeros((), away.dtype)

@@ -8,39 +8,46 @@ from typing import Any
 
 import jax
 
-from projgrad.constraint import Constraint
-from projgrad.function import as_constraint
 from projgrad.plan import Plan, PlanEntry
 from projgrad.rules import Rules, resolve
+from projgrad.tag import Tag, as_tag
 from projgrad_backends.jax.parameters import is_array, is_module, is_skipped, parameters
 
-__all__ = ["Tagged", "Tags"]
+__all__ = ["Tagged", "Tags", "when_due"]
 
 _MOST = 16  # structures remembered; one optimizer sees one or two
 
 
 @dataclass(frozen=True)
 class Tagged:
-    """The plan of a pytree, with the positions of its entries among the leaves."""
+    """The plan of a pytree, whose handles are positions among the leaves."""
 
     treedef: Any
-    positions: tuple[int, ...]
     plan: Plan
 
     def check(self, leaves: list[Any]) -> None:
         """Raise what projecting the leaves would raise, with the name: a function may return another shape."""
-        for i, entry in zip(self.positions, self.plan, strict=True):
+        for entry in self.plan:
+            shapes = zip(entry.shapes, entry.handles, strict=True)
+            structs = [jax.ShapeDtypeStruct(shape, leaves[i].dtype) for shape, i in shapes]
             try:
-                jax.eval_shape(entry.constraint.project, jax.ShapeDtypeStruct(entry.shape, leaves[i].dtype))
+                jax.eval_shape(lambda given, entry=entry: entry.project(given, step=0), structs)
             except (TypeError, ValueError) as error:
                 kind = TypeError if isinstance(error, TypeError) else ValueError
                 raise kind(f"{entry.name} cannot have {entry.constraint}: {error}") from error
 
     def map(self, do: Callable[..., Any], *leaves: list[Any]) -> Any:
-        """The tree of the last of `leaves`, with ``do(constraint, *leaf)`` in the place of constrained ones."""
+        """The tree of the last of `leaves`, with those that ``do(entry, *lists)`` makes of the constrained ones.
+
+        Args:
+            do: is given an entry of the plan, and its part of every one of `leaves`.
+            leaves: of trees of this structure.
+        """
         new = list(leaves[-1])
-        for i, entry in zip(self.positions, self.plan, strict=True):
-            new[i] = do(entry.constraint, *(given[i] for given in leaves))
+        for entry in self.plan:
+            made = do(entry, *([given[i] for i in entry.handles] for given in leaves))
+            for i, leaf in zip(entry.handles, made, strict=True):
+                new[i] = leaf
         return jax.tree.unflatten(self.treedef, new)
 
 
@@ -85,17 +92,13 @@ class Tags:
         return leaves, found
 
     def _resolve(self, params: Any, treedef: Any) -> Tagged:
-        known = parameters(params, self._model, self._prefix(params))
-        positions, described = tuple(known), tuple(known.values())
-        found = resolve(self._rules, described)
-        plan = Plan([PlanEntry(described[n].name, described[n].shape, constraint) for n, constraint in found.items()])
-        return Tagged(treedef, tuple(positions[n] for n in found), plan)
+        return Tagged(treedef, resolve(self._rules, parameters(params, self._model, self._prefix(params))))
 
-    def _prefix(self, params: Any) -> dict[int, Constraint]:
-        """The constraints of `tree`, by the position of the leaf."""
+    def _prefix(self, params: Any) -> dict[int, tuple[str, Tag]]:
+        """What `tree` asks for, and where, by the position of the leaf."""
         if self._tree is None:
             return {}
-        choices: list[Any] = jax.tree.leaves(self._tree, is_leaf=is_skipped)
+        choices = jax.tree_util.tree_flatten_with_path(self._tree, is_leaf=is_skipped)[0]
         prefix: Any = jax.tree.structure(self._tree, is_leaf=is_skipped)
         try:
             parts = prefix.flatten_up_to(params)
@@ -104,4 +107,13 @@ class Tags:
         spread: list[Any] = []
         for choice, part in zip(choices, parts, strict=True):
             spread += [choice] * len(jax.tree.leaves(part, is_leaf=is_skipped))
-        return {i: as_constraint(choice) for i, choice in enumerate(spread) if not is_skipped(choice)}
+        tagged = ((i, path, choice) for i, (path, choice) in enumerate(spread) if not is_skipped(choice))
+        return {i: (f"tree={jax.tree_util.keystr(path)}", as_tag(choice)) for i, path, choice in tagged}
+
+
+def when_due(entry: PlanEntry, step: Any, do: Callable[[], Any], otherwise: Callable[[], Any]) -> Any:
+    """What one of the functions gives, by whether the entry is to be projected after so many steps, maybe traced."""
+    due = True if step is None else entry.due(step)
+    if isinstance(due, jax.Array):
+        return jax.lax.cond(due, do, otherwise)
+    return do() if due else otherwise()

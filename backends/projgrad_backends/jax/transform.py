@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+from functools import partial
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +14,13 @@ from projgrad_backends.jax.params import project_params
 from projgrad_backends.jax.tags import Tags
 from projgrad_backends.jax.update import onto
 
-__all__ = ["apply_updates", "project", "projected"]
+__all__ = ["ProjectState", "apply_updates", "project", "projected"]
+
+
+class ProjectState(NamedTuple):
+    """How many updates were made, where that matters."""
+
+    count: jax.Array  # type: ignore[assignment]
 
 
 def project(
@@ -39,7 +46,8 @@ def project(
             needed where the parameters are an equinox module.
 
     Returns:
-        A transformation without state. Its `init` checks the rules; its `update` needs the parameters.
+        A transformation that counts the steps where a tag asks for it (`every`, schedules), and has no state otherwise.
+        Its `init` checks the rules; its `update` needs the parameters.
 
     Raises:
         TypeError, ValueError: both or neither of `rules` and `tree` are given; on `init`, a rule selects nothing or
@@ -53,17 +61,23 @@ def project(
     """
     tags = Tags(rules, tree, model)
 
-    def init(params: Any) -> optax.EmptyState:
+    def init(params: Any) -> optax.EmptyState | ProjectState:
         leaves, tagged = tags.of(params)
         tagged.check(leaves)
-        return optax.EmptyState()
+        return ProjectState(jnp.zeros((), jnp.int32)) if tagged.plan.counts else optax.EmptyState()
 
     def update(updates: Any, state: Any, params: Any = None, **extra: Any) -> tuple[Any, Any]:
         del extra
         if params is None:
             raise ValueError("projgrad.optax.project needs the parameters: call update(updates, state, params)")
         leaves, tagged = tags.of(params)
-        return tagged.map(onto, leaves, tagged.treedef.flatten_up_to(updates)), state
+        step = None
+        if tagged.plan.counts:
+            if not isinstance(state, ProjectState):
+                raise ValueError("the rules count steps: call update with the state that init returned")
+            step = state.count + 1
+            state = ProjectState(step)
+        return tagged.map(partial(onto, step=step), leaves, tagged.treedef.flatten_up_to(updates)), state
 
     return optax.GradientTransformationExtraArgs(init, update)
 
@@ -88,7 +102,9 @@ def projected(
     return optax.chain(inner, project(rules, tree=tree, model=model))
 
 
-def apply_updates(params: Any, updates: Any, rules: Rules | None = None, *, tree: Any = None, model: Any = None) -> Any:
+def apply_updates(
+    params: Any, updates: Any, rules: Rules | None = None, *, tree: Any = None, model: Any = None, step: Any = None
+) -> Any:
     """``P(params + updates)``: `optax.apply_updates` and then the projection itself, without the rounding of a sum.
 
     The rules are resolved at every call, so call it in a function under `jax.jit`.
@@ -99,6 +115,7 @@ def apply_updates(params: Any, updates: Any, rules: Rules | None = None, *, tree
         rules: as in `project`.
         tree: as in `project`.
         model: as in `project`.
+        step: the number of steps made, this one included: for schedules and the option `every`, as in `project_params`.
 
     Returns:
         The new parameters.
@@ -107,7 +124,7 @@ def apply_updates(params: Any, updates: Any, rules: Rules | None = None, *, tree
         TypeError, ValueError: as in `project`.
     """
     added = jax.tree.map(_add, params, updates, is_leaf=lambda leaf: leaf is None)
-    return project_params(added, rules, tree=tree, model=model)
+    return project_params(added, rules, tree=tree, model=model, step=step)
 
 
 def _add(p: Any, u: Any) -> Any:

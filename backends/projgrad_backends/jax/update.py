@@ -8,28 +8,47 @@ import jax
 import jax.numpy as jnp
 
 from projgrad.constraint import Constraint
-from projgrad.moves import Clip
+from projgrad.moves import Clip, Move, Relaxed, is_one
+from projgrad.plan import PlanEntry
+from projgrad.slices import Piecewise
 from projgrad_backends.jax.namespace import xp
 from projgrad_backends.jax.parameters import is_skipped
+from projgrad_backends.jax.tags import when_due
 
 __all__ = ["onto"]
 
 
-def onto(constraint: Constraint, p: Any, u: Any) -> Any:
+def onto(entry: PlanEntry, params: list[Any], updates: list[Any], step: Any) -> list[Any]:
     """``P(p + u) - p``, rounded such that adding it to `p` ends in the set; `u` itself where ``p + u`` is in the set.
 
     Args:
-        constraint: with numeric axes.
-        p: the parameter.
-        u: its update; one that was taken out of the tree is returned as it is.
+        entry: what holds for the parameters.
+        params: the parameters of the entry.
+        updates: theirs; one that was taken out of the tree is returned as it is.
+        step: how many steps will have been made; None where that does not matter.
 
     Returns:
-        The update in the dtype of `p`.
+        The updates in the dtype of the parameters.
+
+    Raises:
+        ValueError: one set holds over several parameters, of which only some have an update.
     """
-    if is_skipped(u):
-        return u
-    p = jnp.asarray(p)
-    u = jnp.asarray(u).astype(p.dtype)
+    missing = [name for name, u in zip(entry.names, updates, strict=True) if is_skipped(u)]
+    if len(missing) == len(updates):
+        return updates
+    if missing:
+        raise ValueError(f"{entry.name}: one set over several parameters, but {', '.join(missing)} has no update")
+    params = [jnp.asarray(p) for p in params]
+    updates = [jnp.asarray(u).astype(p.dtype) for p, u in zip(params, updates, strict=True)]
+
+    def projected() -> list[Any]:
+        p, u = entry.gather(params), entry.gather(updates)
+        return entry.scatter(_onto(entry.constraint.at(step, p.dtype) if entry.counts else entry.constraint, p, u))
+
+    return when_due(entry, step, projected, lambda: updates)
+
+
+def _onto(constraint: Constraint, p: jax.Array, u: jax.Array) -> jax.Array:
     if not p.size:
         return u
     z = p + u
@@ -37,8 +56,16 @@ def onto(constraint: Constraint, p: Any, u: Any) -> Any:
     target = xp.stored(move.apply(z, xp))
     new = jnp.where(move.keep(z, xp), u, target - p)
     # In single and double precision, rounding `new` moves a norm by far less than its tolerance.
-    coarse = isinstance(move, Clip) or p.dtype.itemsize < 4
-    return _inward(constraint, p, new, target) if coarse and constraint.rate == 1 else new
+    coarse = _clips(move) or p.dtype.itemsize < 4
+    strict = is_one(constraint.rate) or hasattr(constraint.rate, "dtype")  # an array may be 1
+    return _inward(constraint, p, new, target) if coarse and strict else new
+
+
+def _clips(move: Move | None) -> bool:
+    """Whether some entries are clipped, and so have bounds that are to hold exactly."""
+    if isinstance(move, Piecewise):
+        return any(_clips(part) for _, _, part in move.moves)
+    return isinstance(move.move if isinstance(move, Relaxed) else move, Clip)
 
 
 def _inward(constraint: Constraint, p: jax.Array, u: jax.Array, target: jax.Array) -> jax.Array:

@@ -10,7 +10,7 @@ import keras
 from projgrad.plan import Plan
 from projgrad.rules import Rules
 from projgrad_backends.keras.parameters import path
-from projgrad_backends.keras.projection import Projection
+from projgrad_backends.keras.projection import Progress, Projection
 from projgrad_backends.keras.saving import load_rules, save_plan
 from projgrad_backends.keras.source import GivenRules, LoadedPlan
 
@@ -23,8 +23,9 @@ class ProjectedOptimizer(keras.optimizers.Optimizer):
 
     Weights are named by their paths, such as ``"dense/kernel"``, without the name of the model in front (a pattern may
     also match the full path). All constrained weights are projected when the optimizer is built, after every step, with
-    or without a gradient, and once more when averages (`use_ema`) are written back. The optimizer can be compiled, used
-    in a loop of one's own, saved with the model, and put into a `keras.optimizers.LossScaleOptimizer` or around one.
+    or without a gradient, and once more at the end of `fit`, when averages (`use_ema`) are written back. A step is what
+    changes the weights, also where gradients are accumulated. The optimizer can be compiled, used in a loop of one's
+    own, saved with the model, and put into a `keras.optimizers.LossScaleOptimizer` or around one.
 
     Args:
         optimizer: the optimizer to wrap, then available as `inner`.
@@ -81,7 +82,7 @@ class ProjectedOptimizer(keras.optimizers.Optimizer):
             self.inner.build(variables)
         super().build(variables)
         self._projection = projection
-        projection.project_at_start()
+        projection.project_at_start(self._progress())
 
     def apply(self, grads: Sequence[Any], trainable_variables: Sequence[Any] | None = None) -> None:
         """Make a step of the inner optimizer and project."""
@@ -91,7 +92,7 @@ class ProjectedOptimizer(keras.optimizers.Optimizer):
         projection = self._built("apply")
         with projection.alone():
             self.inner.apply(grads, trainable_variables)
-        projection.project()
+        projection.project(self._progress())
 
     def stateless_apply(
         self, optimizer_variables: Sequence[Any], grads: Sequence[Any], trainable_variables: Sequence[Any]
@@ -105,13 +106,14 @@ class ProjectedOptimizer(keras.optimizers.Optimizer):
         with projection.alone():
             trained, state = self.inner.stateless_apply(optimizer_variables, grads, trainable_variables)
         values = {id(v): value for v, value in zip(self._trainable_variables, trained, strict=True)}
-        projection.project_values(values)
+        projection.project_values(values, self._progress(state))
         return list(values.values()), state
 
     def finalize_variable_values(self, var_list: Sequence[Any]) -> None:
         """Write back the averages, if the inner optimizer keeps some, and project."""
         self.inner.finalize_variable_values(var_list)
-        self._built("finalize_variable_values").project()
+        projection = self._built("finalize_variable_values")
+        projection.project_all(self._progress().step if projection.plan.counts else None)
 
     @property
     def variables(self) -> list[Any]:
@@ -169,7 +171,7 @@ class ProjectedOptimizer(keras.optimizers.Optimizer):
         config = {"name": self.name, "optimizer": keras.saving.serialize_keras_object(self.inner)}
         if self._projection is None:
             return config | self._source.config()
-        return config | {"plan": save_plan(self._projection, self._trainable_variables or self._source.trained())}
+        return config | {"plan": save_plan(self._projection.plan, self._trainable_variables or self._source.trained())}
 
     @classmethod
     def from_config(cls, config: dict[str, Any], custom_objects: dict[str, Any] | None = None) -> Self:
@@ -179,6 +181,16 @@ class ProjectedOptimizer(keras.optimizers.Optimizer):
         if "plan" in config:
             optimizer._source = LoadedPlan(config["plan"])
         return optimizer
+
+    def _progress(self, state: Sequence[Any] | None = None) -> Progress:
+        """How far the inner optimizer is, by its variables or by the values that stand for them."""
+        optimizer = self.inner
+        while hasattr(optimizer, "inner_optimizer"):  # a LossScaleOptimizer
+            optimizer = optimizer.inner_optimizer
+        count = optimizer._iterations
+        if state is not None:
+            count = next(value for v, value in zip(self.inner.variables, state, strict=True) if v is count)
+        return Progress(count, optimizer.gradient_accumulation_steps or 1)
 
     def _built(self, method: str) -> Projection:
         if not self.built or self._projection is None:
@@ -197,8 +209,8 @@ def _check(optimizer: Any) -> None:
 
 def _check_trained(projection: Projection, variables: Sequence[Any]) -> None:
     trained = {id(variable) for variable in variables}
-    pairs = zip(projection.variables, projection.plan, strict=True)
-    missing = [entry.name for variable, entry in pairs if id(variable) not in trained]
+    pairs = [pair for entry in projection.plan for pair in zip(entry.names, entry.handles, strict=True)]
+    missing = [name for name, variable in pairs if id(variable) not in trained]
     if missing:
         raise ValueError(
             f"{', '.join(missing)} cannot stay constrained, because the optimizer does not train them (but "

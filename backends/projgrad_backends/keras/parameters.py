@@ -12,9 +12,7 @@ from projgrad.constraint import Constraint
 from projgrad.rules import Parameter, Use
 from projgrad_backends.keras.incoming import incoming
 
-__all__ = ["Held", "described", "in_list", "in_model", "is_built", "path", "short_names"]
-
-Held = tuple[Any, Parameter]  # a variable, and what the rules see of it
+__all__ = ["described", "in_list", "in_model", "is_built", "path", "short_names"]
 
 _NO_LAYER = 'only a layer tells what is "incoming": pass model=..., or give the axes as numbers, e.g. axis=0'
 # the weights of these stand on a cell that the user did not make
@@ -28,8 +26,8 @@ _WITH_CELL = (
 )
 
 
-def described(model: Any) -> list[Held]:
-    """The parameters of a built layer or model, or of a list of variables.
+def described(model: Any) -> list[Parameter]:
+    """The parameters of a built layer or model, or of a list of variables, which are their handles.
 
     Raises:
         TypeError, ValueError: it is neither, or it is not built.
@@ -48,7 +46,7 @@ def is_built(model: Any) -> bool:
     return all(layer.built for layer in model._flatten_layers())
 
 
-def in_model(model: Any) -> list[Held]:
+def in_model(model: Any) -> list[Parameter]:
     """The parameters of a model or layer, frozen ones too, in the order of its weights."""
     found: dict[int, tuple[Any, list[Use]]] = {}
     parts = model._flatten_layers()
@@ -59,15 +57,15 @@ def in_model(model: Any) -> list[Held]:
             use = _use(variable, outer.get(id(part), part), f"{model.name}/")
             found.setdefault(id(variable), (variable, []))[1].append(use)
     order = {id(variable): i for i, variable in enumerate(model.weights)}
-    held = [(variable, _parameter(variable, tuple(uses))) for variable, uses in found.values()]
-    return sorted(held, key=lambda pair: order.get(id(pair[0]), len(order)))
+    held = [_parameter(variable, tuple(uses)) for variable, uses in found.values()]
+    return sorted(held, key=lambda parameter: order.get(id(parameter.handle), len(order)))
 
 
-def in_list(variables: Sequence[Any]) -> list[Held]:
+def in_list(variables: Sequence[Any]) -> list[Parameter]:
     """Variables of unknown layers as parameters."""
     paths = [path(variable) for variable in variables]
     return [
-        (variable, _parameter(variable, (Use(short, _NO_LAYER, tag=_tag(variable), aliases=(full,)),)))
+        _parameter(variable, (Use(short, _NO_LAYER, tag=_tag(variable), aliases=(full,)),))
         for variable, short, full in zip(variables, short_names(paths), paths, strict=True)
     ]
 
@@ -95,4 +93,4 @@ def _tag(variable: Any) -> Constraint | None:
 
 
 def _parameter(variable: Any, uses: tuple[Use, ...]) -> Parameter:
-    return Parameter(uses, tuple(variable.shape), variable.dtype)
+    return Parameter(uses, tuple(variable.shape), variable.dtype, handle=variable)

@@ -1,63 +1,98 @@
-"""Variables with the constraint that holds for each, and how they are projected on each of Keras's backends."""
+"""The constrained variables of a plan, and how they are projected on each of Keras's backends."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
 from typing import Any
 
 import keras
 import numpy as np
 
 from projgrad.constraint import Constraint
+from projgrad.namespace import native
 from projgrad.plan import Plan, PlanEntry
 from projgrad.rules import Rules, resolve
-from projgrad_backends.keras.parameters import Held, described
+from projgrad_backends.keras.parameters import described
 
-__all__ = ["Projection", "project_params", "resolved", "violations"]
+__all__ = ["Progress", "Projection", "project_params", "violations"]
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far an optimizer is.
+
+    Args:
+        count: how often it was called, an int, an array or a variable.
+        per_step: how many of these calls make a step, which is more than one where gradients are accumulated.
+    """
+
+    count: Any
+    per_step: int = 1
+
+    @property
+    def step(self) -> Any:
+        """The number of steps made."""
+        return self._count // self.per_step
+
+    def due(self, entry: PlanEntry) -> Any:
+        """Whether a step was made just now after which the entry is to be projected."""
+        calls = entry.tag.every * self.per_step
+        return calls == 1 or self._count % calls == 0
+
+    @property
+    def _count(self) -> Any:
+        return self.count if isinstance(self.count, int) else native(self.count)[0]
 
 
 class Projection:
-    """The constrained variables and their plan."""
+    """A plan whose handles are variables."""
 
-    def __init__(self, variables: Sequence[Any], plan: Plan) -> None:
-        self.variables = tuple(variables)
+    def __init__(self, plan: Plan) -> None:
         self.plan = plan
 
-    def project(self) -> None:
-        """Replace every variable by the nearest point of its set."""
-        with _without_gradients():
-            for variable, entry in zip(self.variables, self.plan, strict=True):
-                variable.assign(entry.constraint(variable))
+    @property
+    def variables(self) -> list[Any]:
+        """All constrained variables."""
+        return [variable for entry in self.plan for variable in entry.handles]
 
-    def project_all(self) -> None:
-        """The same, all or, where a function fails, none of them; it needs more memory."""
+    def project(self, progress: Progress) -> None:
+        """Replace every variable for which that is due by the nearest point of its set."""
         with _without_gradients():
-            values = [entry.constraint(v) for v, entry in zip(self.variables, self.plan, strict=True)]
-            for variable, value in zip(self.variables, values, strict=True):
-                variable.assign(value)
+            for entry in self.plan:
+                _assign(entry, _projected(entry, entry.handles, progress))
 
-    def project_values(self, values: dict[int, Any]) -> None:
-        """The same for the values that stand for the variables in a stateless step, by the id of the variable."""
+    def project_all(self, step: Any) -> None:
+        """Replace all variables, or, where a function fails, none of them; it needs more memory."""
         with _without_gradients():
-            for variable, entry in zip(self.variables, self.plan, strict=True):
-                values[id(variable)] = entry.constraint(values[id(variable)])
+            values = [entry.project(entry.handles, step) for entry in self.plan]
+            for entry, found in zip(self.plan, values, strict=True):
+                _assign(entry, found)
 
-    def project_at_start(self) -> None:
-        """Project for good, even where a function is being traced.
+    def project_values(self, values: dict[int, Any], progress: Progress) -> None:
+        """`project` for the values that stand for the variables in a stateless step, by the id of the variable."""
+        with _without_gradients():
+            for entry in self.plan:
+                found = _projected(entry, [values[id(variable)] for variable in entry.handles], progress)
+                values.update((id(variable), value) for variable, value in zip(entry.handles, found, strict=True))
+
+    def project_at_start(self, progress: Progress) -> None:
+        """Project all for good, even where a function is being traced.
 
         Where TensorFlow makes the variables in that same trace, they have no values yet; the first step projects them.
         """
         with _outside_of_a_trace():
-            if all(_has_value(variable) for variable in self.variables):
-                self.project_all()
+            if all(_has_value(variable) for variable in (*self.variables, progress.count)):
+                step = int(keras.ops.convert_to_numpy(progress.step)) if self.plan.counts else None
+                self.project_all(step)
 
-    def violations(self) -> dict[str, float]:
+    def violations(self, step: Any) -> dict[str, float]:
         """The largest distance of a group from its set, by name; equal names count as one."""
         found: dict[str, float] = {}
         with _without_gradients():
-            for variable, entry in zip(self.variables, self.plan, strict=True):
-                distances = keras.ops.convert_to_numpy(entry.constraint.violation(variable))
+            for entry in self.plan:
+                distances = keras.ops.convert_to_numpy(entry.violation(entry.handles, step))
                 largest = float(np.max(distances, initial=0.0))
                 found[entry.name] = float(np.maximum(found.get(entry.name, 0.0), largest))
         return found
@@ -68,7 +103,7 @@ class Projection:
 
         After it, the tags have the axes of the plan.
         """
-        pairs = zip(self.variables, self.plan, strict=True)
+        pairs = [(variable, entry) for entry in self.plan for variable in entry.handles]
         tagged = [(v, entry) for v, entry in pairs if isinstance(getattr(v, "constraint", None), Constraint)]
         for variable, _ in tagged:
             variable.constraint = None
@@ -79,19 +114,27 @@ class Projection:
                 variable.constraint = entry.constraint
 
 
-def resolved(rules: Rules | None, held: Sequence[Held]) -> Projection:
-    """What the rules and the tags ask of these parameters."""
-    found = resolve(rules, [parameter for _, parameter in held])
-    entries = [PlanEntry(held[i][1].name, held[i][1].shape, constraint) for i, constraint in found.items()]
-    return Projection([held[i][0] for i in found], Plan(entries))
+def _projected(entry: PlanEntry, given: Sequence[Any], progress: Progress) -> list[Any]:
+    due, values = progress.due(entry), [native(value)[0] for value in given]
+    do: Callable[[], list[Any]] = lambda: entry.project(given, progress.step if entry.counts else None)  # noqa: E731
+    if isinstance(due, bool):
+        return do() if due else values
+    return keras.ops.cond(due, do, lambda: values)
 
 
-def project_params(model: Any, rules: Rules | None = None) -> None:
+def _assign(entry: PlanEntry, values: Sequence[Any]) -> None:
+    for variable, value in zip(entry.handles, values, strict=True):
+        variable.assign(value)
+
+
+def project_params(model: Any, rules: Rules | None = None, *, step: int | None = None) -> None:
     """Replace the constrained weights of a model by the nearest points of their sets, in place.
 
     Args:
         model: a built Keras model or layer, or a list of variables.
         rules: what is constrained; None for what the layers are tagged with.
+        step: the number of steps made, for schedules, and to project only what is due then by the option `every`; None
+            to project all.
 
     Raises:
         TypeError, ValueError: the rules do not fit the model; then nothing is changed.
@@ -99,15 +142,17 @@ def project_params(model: Any, rules: Rules | None = None) -> None:
     Example:
         >>> projgrad.keras.project_params(model, {"*/kernel": pg.MaxNorm(3.0)})
     """
-    resolved(rules, described(model)).project_all()
+    plan = resolve(rules, described(model))
+    Projection(Plan(entry for entry in plan if step is None or entry.due(step))).project_all(step)
 
 
-def violations(model: Any, rules: Rules | None = None) -> dict[str, float]:
+def violations(model: Any, rules: Rules | None = None, *, step: int | None = None) -> dict[str, float]:
     """How far the constrained weights of a model are from their sets.
 
     Args:
         model: a built Keras model or layer, or a list of variables.
         rules: what is constrained; None for what the layers are tagged with.
+        step: the number of steps made, for schedules.
 
     Returns:
         The largest distance over the groups of each constrained weight, by its name.
@@ -115,7 +160,7 @@ def violations(model: Any, rules: Rules | None = None) -> dict[str, float]:
     Raises:
         TypeError, ValueError: the rules do not fit the model.
     """
-    return resolved(rules, described(model)).violations()
+    return Projection(resolve(rules, described(model))).violations(step)
 
 
 def _without_gradients() -> AbstractContextManager[Any]:
@@ -135,6 +180,6 @@ def _outside_of_a_trace() -> AbstractContextManager[Any]:
 
 
 def _has_value(variable: Any) -> bool:
-    if keras.backend.backend() != "tensorflow":
+    if keras.backend.backend() != "tensorflow" or isinstance(variable, int):
         return True
     return bool((variable.value if isinstance(variable, keras.Variable) else variable).is_initialized())

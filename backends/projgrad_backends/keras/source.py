@@ -10,7 +10,7 @@ import keras
 
 from projgrad.rules import Rules, resolve
 from projgrad_backends.keras.parameters import in_list, in_model, is_built
-from projgrad_backends.keras.projection import Projection, resolved
+from projgrad_backends.keras.projection import Projection
 from projgrad_backends.keras.saving import load_plan, save_rules
 
 __all__ = ["GivenRules", "LoadedPlan"]
@@ -36,10 +36,10 @@ class GivenRules:
         return model is not None and is_built(model)
 
     def resolve(self, variables: Sequence[Any]) -> Projection:
-        found = resolved(self._rules, in_list(variables) if self._model is None else in_model(self._alive()))
-        if not self._given and not found.plan:
+        found = resolve(self._rules, in_list(variables) if self._model is None else in_model(self._alive()))
+        if not self._given and not found:
             raise ValueError("nothing is tagged: give rules, or tag layers with constrain(layer, ...)")
-        return found
+        return Projection(found)
 
     def trained(self) -> list[Any]:
         return list(self._alive().trainable_variables)
@@ -65,7 +65,7 @@ class LoadedPlan:
         self._saved = saved
 
     def resolve(self, variables: Sequence[Any]) -> Projection:
-        return load_plan(self._saved, variables)
+        return Projection(load_plan(self._saved, variables))
 
     def trained(self) -> list[Any]:
         return []

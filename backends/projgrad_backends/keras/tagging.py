@@ -8,7 +8,10 @@ from typing import Any, TypeVar
 import keras
 from keras import layers
 
+from projgrad.axes import INCOMING
 from projgrad.constraint import Constraint
+from projgrad.joint import all_axes
+from projgrad.tag import Tag
 from projgrad_backends.keras.incoming import incoming, rank
 
 __all__ = ["constrain"]
@@ -18,7 +21,7 @@ _DEPTHWISE = (layers.DepthwiseConv1D, layers.DepthwiseConv2D)
 _SHARED = (layers.MultiHeadAttention, layers.GroupQueryAttention)
 
 
-def constrain(layer: _Layer, **constraints: Constraint | Callable[[Any], Any] | None) -> _Layer:
+def constrain(layer: _Layer, **constraints: Constraint | Tag | Callable[[Any], Any] | None) -> _Layer:
     """Tag parameters of a layer, built or not, with constraints that plain Keras applies and saves.
 
     ``axis="incoming"`` becomes numbers, since Keras hands a constraint the bare weights. Keras applies the constraints
@@ -74,6 +77,10 @@ def _change(part: Any, name: str, constraint: Any) -> tuple[str, Any, Any]:
     variable = next((v for v in part._trainable_variables if v.name == name), None)
     if slot is None or (part.built and variable is None) or (name == "bias" and not getattr(part, "use_bias", True)):
         raise ValueError(f"{part.name}, a {type(part).__name__}, has no {name} that Keras can constrain")
+    if isinstance(constraint, Tag):
+        if constraint != Tag(constraint.constraint):
+            raise ValueError(f"{part.name}: Keras knows no options such as those of {constraint}: give them as a rule")
+        constraint = constraint.constraint
     if isinstance(constraint, type) or not (constraint is None or callable(constraint)):
         raise TypeError(f"{name}={constraint!r} is neither a constraint nor a function of the weights")
     if not isinstance(constraint, Constraint):
@@ -85,7 +92,10 @@ def _change(part: Any, name: str, constraint: Any) -> tuple[str, Any, Any]:
             raise ValueError("how many dimensions it will have is not known: build the layer first")
         else:  # without an axis, all there is to check is the shape, which is yet to come
             free = constraint.axis is None or constraint.axis == ()
-            bound = constraint if free else constraint.bind((1,) * dimensions, incoming(part, name))
+            if free and INCOMING in all_axes(constraint):
+                raise ValueError('which axes are "incoming" is found out when the layer is built: build it first')
+            lengths: Any = (None,) * dimensions
+            bound = constraint if free else constraint.bind(lengths, incoming(part, name))
     except ValueError as error:
         raise ValueError(f"{part.name}: {name} cannot have {constraint}: {error}") from None
     return slot, variable, bound

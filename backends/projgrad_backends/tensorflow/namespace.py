@@ -11,6 +11,7 @@ import tensorflow as tf
 
 from projgrad.frozen import FrozenArray
 from projgrad.namespace import Namespace
+from projgrad_backends.tensorflow import linalg
 
 __all__ = ["xp"]
 
@@ -42,18 +43,13 @@ def _squeeze(x: tf.Tensor, axis: Any) -> tf.Tensor:
     return tf.squeeze(x, axis) if axis != () else x
 
 
-def _svd(x: tf.Tensor, full_matrices: bool = True) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-    s, u, v = tf.linalg.svd(x, full_matrices=full_matrices)
-    return u, s, tf.linalg.matrix_transpose(v)
-
-
 _LINALG = SimpleNamespace(
     cholesky=tf.linalg.cholesky,
-    eigh=tf.linalg.eigh,
+    eigh=linalg.eigh,
     inv=tf.linalg.inv,
     qr=lambda x: tf.linalg.qr(x),
     solve=tf.linalg.solve,
-    svd=_svd,
+    svd=linalg.svd,
 )
 
 _FUNCTIONS = SimpleNamespace(
@@ -105,13 +101,16 @@ _FUNCTIONS = SimpleNamespace(
     permute_dims=lambda x, axes: tf.transpose(x, axes),
     real=tf.math.real,
     reshape=lambda x, shape: tf.reshape(x, _shape(shape)),
+    roll=lambda x, shift, axis: tf.roll(x, shift, axis),
     round=tf.round,
+    searchsorted=lambda x, values: tf.searchsorted(x, values),
     sign=tf.sign,
     sort=lambda x, axis=-1, descending=False: tf.sort(x, axis, "DESCENDING" if descending else "ASCENDING"),
     sqrt=tf.sqrt,
     squeeze=_squeeze,
     stack=lambda arrays, axis=0: tf.stack(arrays, axis),
     sum=lambda x, axis=None, keepdims=False: tf.reduce_sum(x, axis, keepdims),
+    take=lambda x, indices, axis: tf.gather(x, indices, axis=axis),
     take_along_axis=_take_along,
     where=_where,
     zeros=lambda shape, dtype: tf.zeros(shape, dtype),
@@ -131,9 +130,22 @@ class TensorFlowNamespace(Namespace):
     def graft(self, value: tf.Tensor, derivative: tf.Tensor) -> tf.Tensor:
         return tf.stop_gradient(value) - (tf.stop_gradient(derivative) - derivative)  # -0 - 0 is -0
 
+    def with_derivative(self, value: tf.Tensor, x: tf.Tensor, derivative: Callable[..., Any]) -> tf.Tensor:
+        return tf.custom_gradient(lambda x: (tf.identity(value), derivative))(x)
+
+    def can_look(self, x: tf.Tensor) -> bool:
+        return tf.executing_eagerly() and "CPU" in x.device
+
+    def may_differentiate(self, x: tf.Tensor) -> bool:
+        return True
+
     def iterate(self, step: Callable[..., Any], state: tuple[Any, ...], most: int) -> tuple[Any, ...]:
         go = lambda moving, *_: tf.reduce_any(moving)  # noqa: E731
         return tuple(tf.while_loop(go, lambda *s: tuple(step(*s)), state, maximum_iterations=most))
+
+    def require(self, ok: tf.Tensor, message: str) -> None:
+        if tf.executing_eagerly():
+            super().require(ok, message)
 
     def constant(self, value: FrozenArray, like: tf.Tensor) -> tf.Tensor:
         return tf.constant(self.finite(value, like.dtype), like.dtype)

@@ -8,15 +8,17 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from projgrad.constraint import Constraint
+from projgrad.namespace import native
+from projgrad.plan import Plan, PlanEntry
 from projgrad.rules import Parameter, Rules, Use, resolve
+from projgrad.schedule import is_step
 
 __all__ = ["project_params", "violations"]
 
 _NO_LAYER = 'TensorFlow variables have no layer that tells what is "incoming": give the axes as numbers, e.g. axis=0'
 
 
-def project_params(variables: Any, rules: Rules) -> None:
+def project_params(variables: Any, rules: Rules, *, step: Any = None) -> None:
     """Replace the constrained variables by the nearest points of their sets, in place.
 
     In a `tf.function` the names are resolved while it is traced, so a compiled step pays for the projections only.
@@ -25,6 +27,8 @@ def project_params(variables: Any, rules: Rules) -> None:
         variables: a `tf.Module` (its trainable variables are named by attribute path, such as ``"layers/0/w"``), a
             mapping of names to variables, or a list of variables (named as TensorFlow names them, without ``":0"``).
         rules: name patterns to constraints.
+        step: the number of steps made, an int or a tensor such as ``optimizer.iterations``: for schedules, and to
+            project only what is due then by the option `every`; None to project all.
 
     Raises:
         TypeError, ValueError: the rules do not fit the variables; then nothing is changed.
@@ -38,16 +42,28 @@ def project_params(variables: Any, rules: Rules) -> None:
         ...     optimizer.apply_gradients(zip(gradients, module.trainable_variables))
         ...     projgrad.tensorflow.project_params(module, {"*/w": pg.MaxNorm(3.0, axis=0)})
     """
-    for _, variable, constraint in _resolved(variables, rules):
-        variable.assign(constraint.project(variable))
+    step = step if step is None or is_step(step) else native(step)[0]
+    for entry in _resolved(variables, rules):
+        due = step is None or entry.due(step)
+        if isinstance(due, bool):
+            if due:
+                _project(entry, step)
+        else:
+            tf.cond(due, lambda entry=entry: _project(entry, step), lambda: None)
 
 
-def violations(variables: Any, rules: Rules) -> dict[str, float]:
+def _project(entry: PlanEntry, step: Any) -> None:
+    for variable, value in zip(entry.handles, entry.project(entry.handles, step), strict=True):
+        variable.assign(value)
+
+
+def violations(variables: Any, rules: Rules, *, step: Any = None) -> dict[str, float]:
     """How far the constrained variables are from their sets.
 
     Args:
         variables: a `tf.Module`, a mapping of names to variables, or a list of variables.
         rules: name patterns to constraints.
+        step: the number of steps made, for schedules.
 
     Returns:
         The largest distance over the groups of each constrained variable, by its name; equal names count as one.
@@ -56,23 +72,19 @@ def violations(variables: Any, rules: Rules) -> dict[str, float]:
         TypeError, ValueError: the rules do not fit the variables.
     """
     found: dict[str, float] = {}
-    for name, variable, constraint in _resolved(variables, rules):
-        largest = np.max(constraint.violation(variable).numpy(), initial=found.get(name, 0.0))
-        found[name] = float(largest)
+    step = step if step is None or is_step(step) else native(step)[0]
+    for entry in _resolved(variables, rules):
+        distances = entry.violation(entry.handles, step).numpy()
+        found[entry.name] = float(np.max(distances, initial=found.get(entry.name, 0.0)))
     return found
 
 
-def _resolved(variables: Any, rules: Rules) -> list[tuple[str, tf.Variable, Constraint]]:
+def _resolved(variables: Any, rules: Rules) -> Plan:
     named: dict[Any, tuple[tf.Variable, list[Use]]] = {}
     for name, variable in _named(variables):
         named.setdefault(variable.ref(), (variable, []))[1].append(Use(name, _NO_LAYER))
-    held = [(variable, _parameter(variable, tuple(uses))) for variable, uses in named.values()]
-    found = resolve(rules, [parameter for _, parameter in held])
-    return [(held[i][1].name, held[i][0], constraint) for i, constraint in found.items()]
-
-
-def _parameter(variable: tf.Variable, uses: tuple[Use, ...]) -> Parameter:
-    return Parameter(uses, tuple(variable.shape), variable.dtype)
+    held = [Parameter(tuple(uses), tuple(v.shape), v.dtype, handle=v) for v, uses in named.values()]
+    return resolve(rules, held)
 
 
 def _named(variables: Any) -> Iterator[tuple[str, tf.Variable]]:

@@ -7,7 +7,7 @@ looking would wait for the device, so the plain path is taken.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import array_api_compat.torch
@@ -16,10 +16,14 @@ import torch
 from projgrad.constraint import Constraint
 from projgrad.function import as_constraint
 from projgrad.moves import Clip, Move, Relaxed, Scale
+from projgrad.plan import PlanEntry
 from projgrad.precision import precision
+from projgrad.slices import Piecewise
 from projgrad_backends.torch.namespace import TorchNamespace
 
-__all__ = ["carry_out", "project_", "project_all", "project_each"]
+__all__ = ["Located", "carry_out", "project_", "project_all", "project_each"]
+
+Located = tuple[Sequence[torch.Tensor], PlanEntry]  # what holds for some tensors
 
 _PART = 2**17  # entries
 _SMALL = 2**12  # entries, for which two parts would cost more than the memory is worth
@@ -38,24 +42,41 @@ def project_(x: torch.Tensor, constraint: Constraint | Callable[[Any], Any]) -> 
     checked = as_constraint(constraint)
     checked.check_dtype(x.dtype)
     checked.check_shape(tuple(x.shape))
-    project_all([(x, checked)])
+    if x.numel():
+        carry_out(x, checked.move(x, xp))
     return x
 
 
 @torch.no_grad()
-def project_all(pairs: Iterable[tuple[torch.Tensor, Constraint]]) -> None:
-    """Project every tensor in place, all or, where a function fails, none of them."""
-    moves = [(x, constraint.move(x, xp)) for x, constraint in pairs if x.numel()]
-    for x, move in moves:
-        carry_out(x, move)
+def project_all(located: Iterable[Located], step: int | None = None) -> None:
+    """Project all in place, or, where a function fails, none."""
+    moves = list(_moves(located, step))
+    for move in moves:
+        _write(*move)
 
 
 @torch.no_grad()
-def project_each(pairs: Iterable[tuple[torch.Tensor, Constraint]]) -> None:
-    """Project one tensor after the other in place, which needs the least memory."""
-    for x, constraint in pairs:
+def project_each(located: Iterable[Located], step: int | None = None) -> None:
+    """Project one after the other in place, which needs the least memory."""
+    for move in _moves(located, step):
+        _write(*move)
+
+
+_Planned = tuple[Sequence[torch.Tensor], PlanEntry, torch.Tensor, Move]
+
+
+def _moves(located: Iterable[Located], step: int | None) -> Iterator[_Planned]:
+    for tensors, entry in located:
+        x = entry.gather(tensors)
         if x.numel():
-            carry_out(x, constraint.move(x, xp))
+            yield tensors, entry, x, entry.constraint.move(x, xp, step=step)
+
+
+def _write(tensors: Sequence[torch.Tensor], entry: PlanEntry, x: torch.Tensor, move: Move) -> None:
+    carry_out(x, move)
+    if entry.layout is not None:  # then `x` is a copy
+        for tensor, part in zip(tensors, entry.scatter(x), strict=True):
+            tensor.copy_(part)
 
 
 def carry_out(x: torch.Tensor, move: Move) -> None:
@@ -64,6 +85,10 @@ def carry_out(x: torch.Tensor, move: Move) -> None:
         _scale_(x, move)
     elif isinstance(move, Clip) and not any(isinstance(b, torch.Tensor) for b in (move.lower, move.upper)):
         x.clamp_(move.lower, move.upper)
+    elif isinstance(move, Piecewise):
+        for piece, part in move.pieces(x):
+            if part is not None:
+                carry_out(piece, part)
     else:
         _entrywise_(x, move)
 
@@ -95,6 +120,7 @@ class InPlaceNamespace(TorchNamespace):
 
     def norm(self, x: torch.Tensor, axes: tuple[int, ...]) -> tuple[Any, torch.Tensor]:
         # in float64 and as one factor, where the squares of float32 numbers neither overflow nor underflow
+        axes = tuple(a % x.ndim for a in axes)
         if not _can_look(x):
             if x.dtype in _WIDE or not axes:
                 return super().norm(x, axes)

@@ -35,18 +35,43 @@ class TorchNamespace(Namespace):
             return value
         return value.detach() - (derivative.detach() - derivative)  # -0 - 0 is -0
 
+    def with_derivative(self, value: torch.Tensor, x: torch.Tensor, derivative: Callable[..., Any]) -> torch.Tensor:
+        if not (x.requires_grad and torch.is_grad_enabled()):
+            return value
+        return self.graft(value, derivative(x - x.detach()))
+
+    def can_look(self, x: torch.Tensor) -> bool:
+        return x.device.type == "cpu" and not torch.compiler.is_compiling()
+
+    def may_differentiate(self, x: torch.Tensor) -> bool:
+        return x.requires_grad and torch.is_grad_enabled()
+
     def iterate(self, step: Callable[..., Any], state: tuple[Any, ...], most: int) -> tuple[Any, ...]:
         if torch.compiler.is_compiling():
-            start = (torch.tensor(0), *state)
-            return while_loop(lambda i, go, *_: go.any() & (i < most), lambda i, *s: (i + 1, *step(*s)), start)[1:]
+            # none may share its memory, nor change its layout
+            start = (torch.tensor(0), *(x.clone(memory_format=torch.contiguous_format) for x in state))
+            return while_loop(
+                lambda i, go, *_: go.any() & (i < most),
+                lambda i, *s: (i + 1, *(x.contiguous() for x in step(*s))),
+                start,
+            )[1:]
         for _ in range(most):
             if state[0].device.type == "cpu" and not bool(state[0].any()):
                 break
             state = step(*state)
         return state
 
+    def solve(self, matrix: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
+        return torch.linalg.solve_ex(matrix, right)[
+            0
+        ]  # the other one looks, which stops the device and a compiled loop
+
+    def require(self, ok: torch.Tensor, message: str) -> None:
+        if ok.device.type == "cpu" and not torch.compiler.is_compiling():
+            super().require(ok, message)
+
     def constant(self, value: FrozenArray, like: torch.Tensor) -> torch.Tensor:
-        return _constant(value, like.dtype, like.device)
+        return _constant(value, like.dtype, like.device)[0]
 
     def accurate_sum(self, x: torch.Tensor, axes: tuple[int, ...]) -> torch.Tensor:
         if not axes:
@@ -56,17 +81,18 @@ class TorchNamespace(Namespace):
         return torch.sum(x, axes, keepdim=True)  # torch adds in a cascade
 
 
-_constants: WeakKeyDictionary[FrozenArray, dict[Any, torch.Tensor]] = WeakKeyDictionary()
+_constants: WeakKeyDictionary[FrozenArray, dict[Any, tuple[torch.Tensor]]] = WeakKeyDictionary()
 
 
 @torch.compiler.assume_constant_result
-def _constant(value: FrozenArray, dtype: torch.dtype, device: Any) -> torch.Tensor:
-    # kept on the device, so that a step copies nothing to it
+def _constant(value: FrozenArray, dtype: torch.dtype, device: Any) -> tuple[torch.Tensor]:
+    # kept on the device, so that a step copies nothing to it; in a tuple, as torch.compile gives all tensors that one
+    # function returns the same name, and then fails
     copies = _constants.setdefault(value, {})
     if (dtype, device) in copies:
         return copies[dtype, device]
-    made = torch.as_tensor(xp.finite(value, dtype), dtype=dtype, device=device)
-    if type(made) is torch.Tensor:  # not what a tracing mode makes
+    made = (torch.as_tensor(xp.finite(value, dtype), dtype=dtype, device=device),)
+    if type(made[0]) is torch.Tensor:  # not what a tracing mode makes
         copies[dtype, device] = made
     return made
 

@@ -2,40 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch.optim import Optimizer
 
-from projgrad.constraint import Constraint
-from projgrad.function import as_constraint
 from projgrad.plan import Plan, PlanEntry
-from projgrad.rules import Parameter, Rules, resolve
-from projgrad_backends.torch.inplace import project_all, project_each
-from projgrad_backends.torch.parameters import names_of, of_model, of_tensor
+from projgrad.rules import Parameter, Rules
+from projgrad.tag import Joint, Tag, as_tag
+from projgrad_backends.torch.inplace import Located, project_all, project_each
+from projgrad_backends.torch.parameters import names_of, of_model, of_tensor, resolved
 
 __all__ = ["ProjectedOptimizer"]
 
-
-@dataclass
-class _Tagged:
-    """A constrained parameter: by its position in the groups, since the tensors there may be exchanged."""
-
-    name: str
-    constraint: Constraint
-    group: int
-    index: int
-
-
-@dataclass
-class _Waiting:
-    """A constrained parameter that this optimizer does not hold (yet)."""
-
-    name: str
-    constraint: Constraint
-    tensor: torch.Tensor
+_Position = tuple[int, int]  # of a parameter in the groups, since the tensors there may be exchanged
 
 
 class ProjectedOptimizer(Optimizer):
@@ -80,6 +62,7 @@ class ProjectedOptimizer(Optimizer):
         self.inner = optimizer
         self._group_tags = [_tag_of(group) for group in optimizer.param_groups]
         self._names: Rules = {}
+        self._steps = 0
         self.set_rules(rules, model=model, partial=partial)
         for group in optimizer.param_groups:
             group.pop("constraint", None)
@@ -107,14 +90,15 @@ class ProjectedOptimizer(Optimizer):
                 "holds them, say partial=True; if they are frozen, leave them free with a rule that maps them to None; "
                 "if the model was moved, sharded or reloaded after the optimizer was made, make the optimizer anew"
             )
-        project_all(self._pairs(tagged))
+        project_all(self._located(tagged), self._steps)
         self._tagged, self._waiting = tagged, waiting
         self._names = {key: rule for key, rule in (rules or {}).items() if isinstance(key, str)}
 
-    def _resolve(self, rules: Rules | None, model: torch.nn.Module | None) -> tuple[list[_Tagged], list[_Waiting]]:
+    def _resolve(self, rules: Rules | None, model: torch.nn.Module | None) -> tuple[list[PlanEntry], list[PlanEntry]]:
+        """What holds for the parameters that the optimizer holds, and for others."""
         known = [] if model is None else of_model(model)
-        positions: dict[int, tuple[int, int]] = {}
-        in_model = {id(tensor) for _, tensor in known}
+        positions: dict[int, _Position] = {}
+        in_model = {id(parameter.handle) for parameter in known}
         classes = [key.__name__ for key in rules or () if isinstance(key, type)]
         if classes and model is None:
             raise ValueError(f"rules by layer class ({', '.join(classes)}) need the model: pass model=")
@@ -124,22 +108,17 @@ class ProjectedOptimizer(Optimizer):
             for i, (name, tensor) in enumerate(zip(names_of(group, g), group["params"], strict=True)):
                 positions[id(tensor)] = (g, i)
                 if id(tensor) not in in_model:
-                    known.append((of_tensor(tensor, name), tensor))
-        found = resolve(rules, [self._with_group_tag(p, positions.get(id(t))) for p, t in known])
-        tagged, waiting = [], []
-        for n, constraint in found.items():
-            parameter, tensor = known[n]
-            if id(tensor) in positions:
-                tagged.append(_Tagged(parameter.name, constraint, *positions[id(tensor)]))
-            else:
-                waiting.append(_Waiting(parameter.name, constraint, tensor))
-        return tagged, waiting
+                    known.append(of_tensor(tensor, name))
+        found = resolved(rules, [self._with_group_tag(p, positions.get(id(p.handle))) for p in known])
+        held = [any(id(tensor) in positions for tensor in entry.handles) for entry in found]
+        tagged = [_by_position(entry, positions) for entry, here in zip(found, held, strict=True) if here]
+        return tagged, [entry for entry, here in zip(found, held, strict=True) if not here]
 
-    def _with_group_tag(self, parameter: Parameter, position: tuple[int, int] | None) -> Parameter:
+    def _with_group_tag(self, parameter: Parameter, position: _Position | None) -> Parameter:
         tag = None if position is None else self._group_tags[position[0]]
-        if tag is None:
+        if position is None or tag is None:
             return parameter
-        return replace(parameter, tags=(*parameter.tags, ("its param group", tag)))
+        return replace(parameter, tags=(*parameter.tags, (f"its param group, number {position[0]},", tag)))
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group, as in any optimizer; what the rules, the tags or a key ``"constraint"`` say holds for it."""
@@ -148,42 +127,46 @@ class ProjectedOptimizer(Optimizer):
         g = len(self.param_groups) - 1
         self._group_tags.append(tag)
         try:
-            tagged = self._resolve_group(g)
-            project_all(self._pairs(tagged))
+            tagged, arrived = self._resolve_group(g)
+            project_all(self._located(tagged), self._steps)
         except Exception:
             self.param_groups.pop()
             self._group_tags.pop()
             raise
-        held = {id(p) for p in self.param_groups[g]["params"]}
-        self._waiting = [w for w in self._waiting if id(w.tensor) not in held]
+        self._waiting = [entry for entry in self._waiting if not any(entry is other for other in arrived)]
         self._tagged += tagged
 
-    def _resolve_group(self, g: int) -> list[_Tagged]:
+    def _resolve_group(self, g: int) -> tuple[list[PlanEntry], list[PlanEntry]]:
+        """What holds for the parameters of a new group, and which of it was waiting for them."""
         group = self.param_groups[g]
-        waiting = {id(w.tensor): w for w in self._waiting}
-        tagged = []
-        for i, (name, tensor) in enumerate(zip(names_of(group, g), group["params"], strict=True)):
-            wait = waiting.get(id(tensor))
-            rules = self._names if wait is None else {}
-            parameter = of_tensor(tensor, name, tags=() if wait is None else (("the rules", wait.constraint),))
-            found = resolve(rules, [self._with_group_tag(parameter, (g, i))], unused=True)
-            tagged += [_Tagged(wait.name if wait else parameter.name, c, g, i) for c in found.values()]
-        return tagged
+        positions = {id(tensor): (g, i) for i, tensor in enumerate(group["params"])}
+        arrived = [entry for entry in self._waiting if any(id(tensor) in positions for tensor in entry.handles)]
+        awaited = {id(tensor): entry.tag for entry in arrived for tensor in entry.handles}
+        others = []
+        for name, tensor in zip(names_of(group, g), group["params"], strict=True):
+            tags = (("the rules", awaited[id(tensor)]),) if id(tensor) in awaited else ()
+            parameter = self._with_group_tag(of_tensor(tensor, name, tags=tags), positions[id(tensor)])
+            if not tags:
+                others.append(parameter)
+            elif self._group_tags[g] is not None:
+                resolved(None, [parameter])  # raises where they disagree
+        found = resolved(self._names, others, unused=True)
+        if not isinstance(self._group_tags[g], Joint) and any(isinstance(entry.tag, Joint) for entry in found):
+            raise ValueError("a set over several parameters holds for this group too: call set_rules() after adding it")
+        return [_by_position(entry, positions) for entry in (*arrived, *found)], arrived
 
     @property
     def plan(self) -> Plan:
         """Which parameters are kept in which sets, with numeric axes."""
-        return Plan([PlanEntry(t.name, tuple(self._tensor(t).shape), t.constraint) for t in self._tagged])
+        return Plan(self._tagged)
 
     def project(self) -> None:
-        """Project the tagged parameters now: after loading or averaging weights, for instance."""
-        project_each(self._pairs(self._tagged))
+        """Project all tagged parameters now: after loading or averaging weights, for instance."""
+        project_each(self._located(self._tagged), self._steps)
 
-    def _pairs(self, tagged: Sequence[_Tagged]) -> Iterator[tuple[torch.Tensor, Constraint]]:
-        return ((self._tensor(t), t.constraint) for t in tagged)
-
-    def _tensor(self, tagged: _Tagged) -> torch.Tensor:
-        return self.inner.param_groups[tagged.group]["params"][tagged.index]
+    def _located(self, entries: Iterable[PlanEntry]) -> Iterator[Located]:
+        groups = self.inner.param_groups
+        return (([groups[g]["params"][i] for g, i in entry.handles], entry) for entry in entries)
 
     # -- what every optimizer has: the wrapped one's ----------------------------------------------------------------
 
@@ -195,7 +178,15 @@ class ProjectedOptimizer(Optimizer):
     step.hooked = True  # type: ignore[attr-defined]
 
     def _after_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
-        self.project()
+        if self.plan.counts:
+            self._count()
+        else:
+            self.project()
+
+    @torch.compiler.disable  # which would take the number of steps for a constant
+    def _count(self) -> None:
+        self._steps += 1
+        project_each(self._located(entry for entry in self._tagged if entry.due(self._steps)), self._steps)
 
     @property
     def param_groups(self) -> list[dict[str, Any]]:
@@ -229,12 +220,17 @@ class ProjectedOptimizer(Optimizer):
         self.inner.zero_grad(set_to_none=set_to_none)
 
     def state_dict(self) -> dict[str, Any]:
-        """The state of the wrapped optimizer, which a bare one can load."""
-        return self.inner.state_dict()
+        """The state of the wrapped optimizer, which a bare one can load.
+
+        Where a tag counts steps, their number is added under the key "projgrad", which a bare optimizer ignores.
+        """
+        state = self.inner.state_dict()
+        return {**state, "projgrad": {"step": self._steps}} if self.plan.counts else state
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Load a state that this or a bare optimizer saved."""
+        """Load a state that this or a bare optimizer saved; without a number of steps, counting goes on."""
         self.inner.load_state_dict(state_dict)
+        self._steps = int(state_dict.get("projgrad", {}).get("step", self._steps))
 
     def register_step_pre_hook(self, hook: Any) -> Any:
         """Register a hook on the wrapped optimizer."""
@@ -261,7 +257,7 @@ class ProjectedOptimizer(Optimizer):
         return self.inner.register_load_state_dict_post_hook(hook, prepend)
 
     def __getstate__(self) -> dict[str, Any]:
-        kept = ("inner", "_tagged", "_waiting", "_group_tags", "_names")
+        kept = ("inner", "_tagged", "_waiting", "_group_tags", "_names", "_steps")
         return {name: self.__dict__[name] for name in kept}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -284,6 +280,16 @@ def _is_wrapped(optimizer: Optimizer) -> bool:
     return any(isinstance(getattr(hook, "__self__", None), ProjectedOptimizer) for hook in hooks)
 
 
-def _tag_of(group: dict[str, Any]) -> Constraint | None:
+def _tag_of(group: dict[str, Any]) -> Tag | None:
     tag = group.get("constraint")
-    return None if tag is None else as_constraint(tag)
+    return None if tag is None else as_tag(tag)
+
+
+def _by_position(entry: PlanEntry, positions: dict[int, _Position]) -> PlanEntry:
+    missing = [name for name, x in zip(entry.names, entry.handles, strict=True) if id(x) not in positions]
+    if missing:
+        raise ValueError(
+            f"{entry.name}: one set over several parameters, but {', '.join(missing)} would not be held by the same "
+            "optimizer (or not in the same new group)"
+        )
+    return replace(entry, handles=tuple(positions[id(x)] for x in entry.handles))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, TypeVar, cast
 
 import torch
@@ -11,11 +11,12 @@ from torch import nn
 from torch.nn.utils import parametrize
 
 from projgrad.constraint import Constraint
-from projgrad.function import as_constraint
-from projgrad.rules import Parameter, Use, resolve
+from projgrad.plan import Plan
+from projgrad.rules import Parameter, Rules, Use, resolve
+from projgrad.tag import Joint, Tag, as_tag
 from projgrad_backends.torch.incoming import incoming
 
-__all__ = ["constrain", "names_of", "of_model", "of_tensor"]
+__all__ = ["constrain", "names_of", "of_model", "of_tensor", "resolved"]
 
 _TAGS = (
     "_projgrad_constraints"  # on the module: tags on a Parameter are lost by deepcopy and load_state_dict(assign=True)
@@ -25,12 +26,13 @@ _PARALLEL = (nn.DataParallel, nn.parallel.DistributedDataParallel, torch.optim.s
 _M = TypeVar("_M", bound=nn.Module)
 
 
-def constrain(layer: _M, **constraints: Constraint | Callable[[Any], Any] | None) -> _M:
+def constrain(layer: _M, **constraints: Constraint | Tag | Callable[[Any], Any] | None) -> _M:
     """Tag parameters of a layer, so that `ProjectedOptimizer(..., model=model)` finds them.
 
     Args:
         layer: the module that holds the parameters.
-        **constraints: parameter name to constraint; None removes a tag. "incoming" axes are looked up here and now.
+        **constraints: parameter name to constraint, or to a `projgrad.Tag`; None removes a tag. "incoming" axes are
+            looked up here and now.
 
     Returns:
         The layer itself.
@@ -47,12 +49,14 @@ def constrain(layer: _M, **constraints: Constraint | Callable[[Any], Any] | None
     for attribute, choice in constraints.items():
         tags.pop(attribute, None)
         if choice is not None:
-            tags[attribute] = _bind(layer, attribute, as_constraint(choice))
+            tags[attribute] = _bind(layer, attribute, as_tag(choice))
     setattr(layer, _TAGS, tags)
     return layer
 
 
-def _bind(layer: nn.Module, attribute: str, constraint: Constraint) -> Constraint:
+def _bind(layer: nn.Module, attribute: str, tag: Tag) -> Tag:
+    if isinstance(tag, Joint):
+        raise ValueError(f"{tag} is for several parameters: give it as a rule that selects them all")
     if parametrize.is_parametrized(layer, attribute):
         raise ValueError(f"{type(layer).__name__}.{attribute}: {_PARAMETRIZED}")
     tensor = layer._parameters.get(attribute)
@@ -60,7 +64,22 @@ def _bind(layer: nn.Module, attribute: str, constraint: Constraint) -> Constrain
         known = ", ".join(name for name, p in layer._parameters.items() if p is not None) or "none"
         raise ValueError(f"{type(layer).__name__} has no parameter {attribute!r}; its parameters are {known}")
     use = Use(f"{type(layer).__name__}.{attribute}", _incoming(layer, attribute, tensor))
-    return resolve({"*": constraint}, [_parameter((use,), tensor)])[0]
+    return resolve({"*": tag}, [_parameter((use,), tensor)])[0].tag
+
+
+def resolved(rules: Rules | None, parameters: Sequence[Parameter], *, unused: bool = False) -> Plan:
+    """What `projgrad.rules.resolve` finds, where it can be done in memory.
+
+    Raises:
+        TypeError, ValueError: as there, or parameters in one set are on different devices.
+    """
+    plan = resolve(rules, parameters, unused=unused)
+    for entry in plan:
+        devices = {name: str(tensor.device) for name, tensor in zip(entry.names, entry.handles, strict=True)}
+        if len(set(devices.values())) > 1:
+            shown = ", ".join(f"{name} is on {device}" for name, device in devices.items())
+            raise ValueError(f"{entry.tag} holds over parameters on different devices: {shown}")
+    return plan
 
 
 _PARAMETRIZED = (
@@ -69,8 +88,8 @@ _PARAMETRIZED = (
 )
 
 
-def of_model(model: nn.Module) -> list[tuple[Parameter, torch.Tensor]]:
-    """Every parameter of a module, once; tied ones with all the names they go by."""
+def of_model(model: nn.Module) -> list[Parameter]:
+    """Every parameter of a module, once, with the tensor as its handle; tied ones with all the names they go by."""
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be a torch.nn.Module, not {type(model).__name__}")
     uses: dict[int, list[Use]] = {}
@@ -86,7 +105,7 @@ def of_model(model: nn.Module) -> list[tuple[Parameter, torch.Tensor]]:
             tensors[id(tensor)] = tensor
             computed.add(id(tensor))
             uses.setdefault(id(tensor), []).append(_use(prefix, layer, attribute, tensor, inside))
-    return [(_parameter(tuple(uses[key]), tensor, computed=key in computed), tensor) for key, tensor in tensors.items()]
+    return [_parameter(tuple(uses[key]), tensor, computed=key in computed) for key, tensor in tensors.items()]
 
 
 def _behind(layer: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
@@ -100,7 +119,7 @@ def _behind(layer: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
         yield from ((name, p) for p in sources if p is not None)
 
 
-def of_tensor(tensor: torch.Tensor, name: str, tags: tuple[tuple[str, Constraint], ...] = ()) -> Parameter:
+def of_tensor(tensor: torch.Tensor, name: str, tags: tuple[tuple[str, Tag], ...] = ()) -> Parameter:
     """A parameter that is known by a name only."""
     reason = 'axis="incoming" needs the layer: pass model=, or give axes as numbers'
     return _parameter((Use(_plain(name), reason, aliases=(name, name.removeprefix("module."))),), tensor, tags)
@@ -129,7 +148,7 @@ def _lazy(tensor: torch.Tensor) -> bool:
 def _parameter(
     uses: tuple[Use, ...],
     tensor: torch.Tensor,
-    tags: tuple[tuple[str, Constraint], ...] = (),
+    tags: tuple[tuple[str, Tag], ...] = (),
     computed: bool = False,
 ) -> Parameter:
     refused = ""
@@ -138,7 +157,7 @@ def _parameter(
     elif computed:
         refused = _PARAMETRIZED
     shape = () if _lazy(tensor) else tuple(tensor.shape)
-    return Parameter(uses, shape, tensor.dtype, refused, tags)
+    return Parameter(uses, shape, tensor.dtype, refused, tags, tensor)
 
 
 def names_of(group: dict[str, Any], index: int) -> Iterable[str]:

@@ -1,0 +1,1 @@
+"""How `&` finds the nearest point: what is merged, which method is chosen, and the methods."""

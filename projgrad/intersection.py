@@ -1,0 +1,275 @@
+"""What several constraints allow together: `a & b`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Self
+
+from projgrad.axes import INCOMING, Axis
+from projgrad.composition.dual_root import norm_of, point
+from projgrad.composition.method import Found, Method
+from projgrad.composition.parts import Undecided, entrywise
+from projgrad.composition.rules import choose
+from projgrad.constraint import Constraint
+from projgrad.coupled import Coupled
+from projgrad.moves import Assign, Move, Replace
+from projgrad.namespace import Array, Namespace
+from projgrad.registry import register
+from projgrad.schedule import _steps
+
+__all__ = ["Intersection", "intersection"]
+
+
+@register()
+@dataclass(frozen=True, repr=False, eq=False, init=False)
+class Intersection(Constraint):
+    """The intersection ``{x : x in a and x in b and ...}``, which is written ``a & b & ...``.
+
+    Convex where all sets are. Exact: by the closed form or the root of one function that fits the sets, see `method`.
+    To a tolerance: by Dykstra's algorithm, for convex sets without one. Cost: that of the sets, times the evaluations.
+
+    A group is the smallest one that contains a group of each set: for the rows of one and the columns of the other, the
+    whole matrix. The order of the sets does not matter, nor does it matter if one is there twice.
+
+    The methods, of which the first one that fits is taken:
+
+    - ``"one set"``, ``"entry by entry"``, ``"sum and box"``, ``"monotone and box"``, ``"linear conditions"``: the
+      intersection has a projection of its own.
+    - ``"cone, then ball"``: any closed convex cone, and a ball with the center 0.
+    - ``"affine set and norm"``: sums, masks, symmetric matrices, ... with a ball or sphere.
+    - ``"orthant and sphere"``, ``"sphere and box"``, ``"ball and box"``: signs or bounds of entries with a norm. For a
+      sphere, the bounds must be of one sign or opposite, and equal where they do not fix an entry. Other bounds are
+      possible by this name; then it is an error where the legal signs of a group's entries do not reach the norm.
+    - ``"orthant, then the other"``: signs or zeros with an l1 ball, a cardinality, ...
+    - ``"dual root"``: any convex set with one linear condition or one ball.
+    - ``"dykstra"``: convex sets. It stops where a bound of the error, ``sqrt(gap + ||x - y|| eps)``, is at most
+      ``sqrt(tolerance)`` times the norm of x (1e-3 in float32, 4e-8 in float64), and the point within the tolerance
+      of all sets; the true error is mostly far below. Its derivative is that of the last 10 sweeps.
+    - ``"alternating"``: by name only; one projection after the other, also for sets that are not convex. The result is a
+      point of all sets, if it gets there, but not the nearest one.
+
+    Where the root or the algorithm does not converge, as for sets that have no point in common, it is an error if the
+    numbers can be looked at; otherwise, as in compiled code, `residual` tells.
+
+    Args:
+        parts: the sets. An intersection among them counts as its sets.
+        method: how the nearest point is found, one of the names above; None for the first that fits.
+        rate: 1 for the nearest point; below 1 for ``(1 - rate) * x + rate * P(x)``, for all sets together.
+
+    Raises:
+        TypeError: a part is not a constraint.
+        ValueError: there is no part; the intersection is empty, as far as that can be told; a part has a rate; no
+            method fits (a set is not convex), or the one that is asked for does not; or `rate` is outside (0, 1].
+
+    Example:
+        >>> pg.UnitNorm(axis=0) & pg.Box(0.0, 0.05)
+        Intersection(UnitNorm(axis=0), Box(lower=0.0, upper=0.05), method='sphere and box')
+
+    Source: see `projgrad.composition`.
+    """
+
+    sets: tuple[Constraint, ...]
+    method: str | None
+    rate: float
+
+    def __init__(
+        self,
+        *parts: Constraint,
+        sets: Sequence[Constraint] = (),
+        method: str | None = None,
+        rate: float = 1.0,
+    ) -> None:
+        for name, value in (("sets", (*parts, *sets)), ("method", method), ("rate", rate)):
+            object.__setattr__(self, name, value)
+        self.__post_init__()
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        object.__setattr__(self, "sets", tuple(_flat(self.sets)))
+        if not self.sets:
+            raise ValueError("Intersection: there is no set to intersect")
+        if self.scheduled or any(part.scheduled for part in self.sets):
+            for step in sorted({step for part in self.sets for step in _steps(part)}):
+                Intersection(*(part.at(step) for part in self.sets), method=self.method)
+        object.__setattr__(self, "_method", self._chosen(None))
+
+    def _chosen(self, ndim: int | None) -> Method | None:
+        try:
+            return choose(self.sets, self.method, ndim)
+        except Undecided:
+            return None
+
+    def _for(self, ndim: int) -> Method:
+        method: Method | None = self._method or self._chosen(ndim)  # type: ignore[attr-defined]
+        assert method is not None
+        return method
+
+    @property
+    def chosen(self) -> str | None:
+        """The name of the method; None where that depends on the number of dimensions of the array."""
+        method: Method | None = self._method  # type: ignore[attr-defined]
+        return self.method if method is None else method.name
+
+    @property
+    def roots(self) -> int:
+        """How many roots are found, one within the other."""
+        return 0 if self._method is None else self._method.roots  # type: ignore[attr-defined]
+
+    @property
+    def axis(self) -> Axis:  # type: ignore[override]
+        axes = {part.axis for part in self.sets if not entrywise(part)}
+        if len(axes) <= 1:
+            return axes.pop() if axes else ()
+        return INCOMING if INCOMING in axes else None
+
+    def group_axes(self, ndim: int) -> tuple[int, ...]:
+        return tuple(sorted({d for part in self.sets for d in part.group_axes(ndim)}))
+
+    def check_shape(self, shape: tuple[int, ...]) -> None:
+        for part in self.sets:
+            part.check_shape(shape)
+        self._check(shape, tagging=False)
+
+    def _check(self, shape: tuple[int, ...], *, tagging: bool) -> None:
+        if 0 not in shape:
+            method = self._for(len(shape))
+            if method.alone is not None:
+                method.alone.check_shape(shape)
+            else:
+                method.check(shape, tagging)
+
+    def check_dtype(self, dtype: Any) -> None:
+        for part in self.sets:
+            part.check_dtype(dtype)
+        super().check_dtype(dtype)
+
+    def bind(self, shape: tuple[int, ...], incoming: tuple[int, ...] | str) -> Self:
+        bound = type(self)(*(part.bind(shape, incoming) for part in self.sets), method=self.method, rate=self.rate)
+        if None not in shape:
+            bound.check_shape(shape)
+            if not bound.scheduled:
+                bound._check(shape, tagging=True)
+        return bound
+
+    def at(self, step: Any, dtype: Any = "float32") -> Self:
+        made = Constraint.at(self, step, dtype)
+        if made is not self:  # other numbers
+            object.__setattr__(made, "_method", None)
+        return made
+
+    def solve(self, x: Array, xp: Namespace, metric: Array | None = None) -> Move:
+        if metric is not None:
+            raise NotImplementedError("intersections are projected onto in the Euclidean metric only")
+        method = self._for(len(x.shape))
+        if method.alone is not None:
+            return method.alone.solve(x, xp)
+        axes = self.group_axes(len(x.shape))
+        if not axes:
+            y = x
+            for part in self.sets:
+                y = part.solve(y, xp).apply(y, xp)
+            return Assign(y)
+        y, error, failed = self._found(x, xp, method, axes)
+        if failed is not None and xp.can_look(failed) and bool(xp.any(failed)):
+            worst = float(xp.max(xp.where(failed, error, 0.0)))
+            raise RuntimeError(
+                f"{self}: no nearest point is found for shape {tuple(x.shape)}; the residual is {worst:.3g}. "
+                "Either the sets have no point in common, or they meet at so small an angle that it takes more steps "
+                "than are allowed: loosen one of them, or say method='alternating' for any point of them"
+            )
+        return Replace(y, axes, method.accuracy, self._holds(x, xp, axes))
+
+    def _found(self, x: Array, xp: Namespace, method: Method, axes: tuple[int, ...]) -> Found:
+        """The nearest point of every group, NaN for a group that is not finite."""
+        v = xp.upcast(x)
+        finite = xp.all(xp.isfinite(v), axis=axes, keepdims=True)
+        v = xp.where(finite, v, 0.0)
+        assert method.nearest is not None
+        y, error, failed = method.nearest(v, xp, axes)
+        nan = float("nan")
+        return Found(
+            xp.where(finite, y, nan),
+            None if error is None else xp.where(finite, error, nan),
+            None if failed is None else failed & finite,
+        )
+
+    def _holds(self, x: Array, xp: Namespace, axes: tuple[int, ...]) -> Array | None:
+        """Whether every group of `x` has what must hold exactly."""
+        held = None
+        for part in self.sets:
+            here = None
+            if entrywise(part):
+                here = part.solve(x, xp).keep(x, xp)
+            elif isinstance(part, Coupled):
+                here = part.holds_in(xp.upcast(x), xp)
+            if here is not None:
+                here = xp.all(here, axis=axes, keepdims=True)
+                held = here if held is None else held & here
+        return held
+
+    def residual(self, x: Any) -> Any:
+        """How far the computed nearest point of every group may be off: from the true one, or at least from the sets.
+
+        For an exact method, only the latter. The shape is that of `violation`.
+        """
+        x, xp = self._checked(x)
+        method, axes = self._for(len(x.shape)), self.group_axes(len(x.shape))
+        if method.nearest is None or not axes:
+            y, error = xp.upcast(self.solve(x, xp).apply(x, xp)), None
+        else:
+            y, error, _ = self._found(x, xp, method, axes)
+        for part in self.sets:
+            far = norm_of(y - point(part, y, xp), xp, axes)
+            error = far if error is None else xp.maximum(error, far)
+        return xp.squeeze(error, axis=axes)
+
+    @property
+    def convex(self) -> bool:  # type: ignore[override]
+        return all(part.convex for part in self.sets)
+
+    @property
+    def cone(self) -> bool:  # type: ignore[override]
+        return all(part.cone for part in self.sets)
+
+    @property
+    def affine(self) -> bool:  # type: ignore[override]
+        return all(part.affine for part in self.sets)
+
+    @property
+    def solid(self) -> bool:  # type: ignore[override]
+        return all(part.solid for part in self.sets)
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Intersection):
+            return NotImplemented
+        return (frozenset(self.sets), self.chosen, self.rate) == (frozenset(other.sets), other.chosen, other.rate)
+
+    def __hash__(self) -> int:
+        return hash((frozenset(self.sets), self.chosen, self.rate))
+
+    def __repr__(self) -> str:
+        shown = [repr(part) for part in self.sets]
+        shown += [f"method={self.chosen!r}"] if self.chosen is not None else []
+        shown += [f"rate={self.rate!r}"] if hasattr(self.rate, "dtype") or self.rate != 1 else []
+        return f"{type(self).__name__}({', '.join(shown)})"
+
+
+def intersection(*parts: Constraint) -> Constraint:
+    """The intersection of constraints, which is the constraint itself where there is but one."""
+    made = Intersection(*parts)
+    return made.sets[0] if len(made.sets) == 1 else made
+
+
+def _flat(parts: Sequence[Any]) -> list[Constraint]:
+    """The sets, those of intersections among them, each once."""
+    flat: list[Constraint] = []
+    for part in parts:
+        if not isinstance(part, Constraint):
+            raise TypeError(f"Intersection: {part!r} is not a constraint: wrap a function by projgrad.as_constraint()")
+        if hasattr(part.rate, "dtype") or part.rate != 1:
+            raise ValueError(f"Intersection: {part} has a rate of its own: relax the whole, as in (a & b).relaxed(0.5)")
+        for one in part.sets if isinstance(part, Intersection) else (part,):
+            if one not in flat:
+                flat.append(one)
+    return flat

@@ -1,0 +1,154 @@
+"""Functions of the singular values or eigenvalues of matrices, with derivatives that are finite everywhere.
+
+A set of matrices that only asks something of the singular values (or of the eigenvalues) has its nearest point at
+``U f(s) V'``, where f(s) is the nearest point for the values alone. Automatic differentiation of a decomposition
+divides by differences of its values; here the decomposition is held constant and the derivative given as the linear
+map that it is, with the slope of f where two values meet.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from projgrad.namespace import Array, Namespace
+from projgrad.precision import precision
+
+__all__ = [
+    "ACCURACY",
+    "Values",
+    "by_eigenvalues",
+    "by_singular_values",
+    "diagonal",
+    "eye",
+    "loewner",
+    "scaled",
+    "shorter",
+    "symmetric_part",
+]
+
+#: f(s), its slope where that does not depend on the other values, and None or the values whose mean it leaves out: ones
+#: for those that share what is taken off
+Values = tuple[Array, Array, Array | None]
+
+#: how many times `projgrad.tolerance` a decomposition may be off; 5 were the most seen
+ACCURACY = 8.0
+_TIED = 64  # values that differ by fewer units in the last place of the largest count as equal
+
+
+def by_singular_values(v: Array, curve: Callable[[Array, Array], Values], xp: Namespace, least: float = 0.0) -> Array:
+    """``U f(s) V'`` for every matrix ``v = U s V'``.
+
+    Args:
+        v: matrices along the last two axes.
+        curve: from the singular values, decreasing along the last axis and divided by q, and from q, to f(s) / q.
+        xp: the functions to call.
+        least: of q, which is otherwise the largest entry of the matrix.
+    """
+    fixed = xp.stop_gradient(v)
+    z, q = scaled(fixed, xp, least)
+    u, s, vt = xp.linalg.svd(z, full_matrices=False)
+    f, slope, shared = curve(s, q[..., 0])
+
+    def derivative(d: Array) -> Array:
+        right = xp.matmul(d, xp.matrix_transpose(vt))
+        inner = xp.matmul(xp.matrix_transpose(u), right)
+        turned = xp.matrix_transpose(inner)
+        floor = _floor(s, xp)
+        middle = loewner(f, s, slope, xp) * (inner + turned) / 2
+        middle = (
+            middle + _quotient(_pairs(f, f), _pairs(s, s), _pairs(slope, slope) / 2, floor, xp) * (inner - turned) / 2
+        )
+        middle = _less_mean(middle, inner, shared, xp)
+        ratio = _quotient(f, s, slope, floor[..., 0], xp)
+        rows, columns = v.shape[-2], v.shape[-1]
+        if rows > columns:
+            outside = right - xp.matmul(u, inner)
+            return xp.matmul(xp.matmul(u, middle) + outside * ratio[..., None, :], vt)
+        if rows < columns:
+            outside = xp.matmul(xp.matrix_transpose(u), d) - xp.matmul(inner, vt)
+            return xp.matmul(u, xp.matmul(middle, vt) + ratio[..., :, None] * outside)
+        return xp.matmul(u, xp.matmul(middle, vt))
+
+    return xp.with_derivative(shorter(fixed, u, s, f, vt, q, xp), v, derivative)
+
+
+def by_eigenvalues(v: Array, curve: Callable[[Array, Array], Values], xp: Namespace, least: float = 0.0) -> Array:
+    """``Q f(l) Q'`` for the symmetric part ``Q l Q'`` of every matrix of `v`.
+
+    `curve` and `least` are as for singular values, but the eigenvalues increase. The result is symmetric bit for bit.
+    """
+    fixed = symmetric_part(xp.stop_gradient(v), xp)
+    z, q = scaled(fixed, xp, least)
+    values, vectors = xp.linalg.eigh(z)
+    across = xp.matrix_transpose(vectors)
+    f, slope, shared = curve(values, q[..., 0])
+
+    def derivative(d: Array) -> Array:
+        inner = xp.matmul(across, xp.matmul(symmetric_part(d, xp), vectors))
+        middle = _less_mean(loewner(f, values, slope, xp) * inner, inner, shared, xp)
+        return symmetric_part(xp.matmul(vectors, xp.matmul(middle, across)), xp)
+
+    y = symmetric_part(shorter(fixed, vectors, values, f, across, q, xp), xp)
+    return xp.with_derivative(y, v, derivative)
+
+
+def scaled(v: Array, xp: Namespace, least: float = 0.0) -> tuple[Array, Array]:
+    """`v` divided by the largest absolute entry of every matrix, or by `least` where that is more; and the divisor."""
+    m = xp.max(xp.abs(v), axis=(-2, -1), keepdims=True)
+    m = xp.where(m > least, m, least)
+    m = xp.where(m < precision(v.dtype).tiny, 1.0, m)
+    return xp.divide(v, m), m
+
+
+def symmetric_part(v: Array, xp: Namespace) -> Array:
+    """``(v + v') / 2``."""
+    return 0.5 * v + 0.5 * xp.matrix_transpose(v)
+
+
+def diagonal(v: Array, xp: Namespace) -> Array:
+    """The diagonals of square matrices."""
+    return xp.sum(xp.where(eye(v, xp), v, 0.0), axis=-1)
+
+
+def eye(v: Array, xp: Namespace) -> Array:
+    """Which entries of square matrices are on the diagonal."""
+    index = xp.arange(v.shape[-1])
+    return index[:, None] == index[None, :]
+
+
+def loewner(f: Array, s: Array, slope: Array, xp: Namespace) -> Array:
+    """``(f_i - f_j) / (s_i - s_j)``, the mean slope where the values are equal."""
+    return _quotient(_pairs(f, -f), _pairs(s, -s), _pairs(slope, slope) / 2, _floor(s, xp), xp)
+
+
+def shorter(v: Array, u: Array, s: Array, f: Array, vt: Array, q: Array, xp: Namespace) -> Array:
+    """``q U f V'``, as such or as ``v - q U (s - f) V'``, whichever product is the smaller.
+
+    So a matrix that hardly moves keeps its digits, and one that nearly vanishes has the digits of what is left.
+    """
+    rest = s - f
+    take = xp.sum(xp.abs(rest), axis=-1, keepdims=True) <= xp.sum(xp.abs(f), axis=-1, keepdims=True)
+    weights = xp.where(take, -rest, f)[..., None, :] * q
+    return xp.where(take[..., None], v, 0.0) + xp.matmul(u * weights, vt)
+
+
+def _pairs(a: Array, b: Array) -> Array:
+    return a[..., :, None] + b[..., None, :]
+
+
+def _quotient(over: Array, under: Array, tied: Array, floor: Array, xp: Namespace) -> Array:
+    close = xp.abs(under) <= floor
+    return xp.where(close, tied, over / xp.where(close, 1.0, under))
+
+
+def _floor(s: Array, xp: Namespace) -> Array:
+    return 2 * _TIED * precision(s.dtype).unit * xp.max(xp.abs(s), axis=-1, keepdims=True)[..., None]
+
+
+def _less_mean(middle: Array, inner: Array, shared: Array | None, xp: Namespace) -> Array:
+    """`middle` less the mean of the diagonal of `inner` over those that `shared` marks, on these."""
+    if shared is None:
+        return middle
+    count = xp.sum(shared, axis=-1, keepdims=True)
+    mean = xp.sum(shared * diagonal(inner, xp), axis=-1, keepdims=True) / xp.where(count > 0, count, 1.0)
+    return middle - xp.where(eye(middle, xp), (shared * mean)[..., None, :], 0.0)

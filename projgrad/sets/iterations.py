@@ -1,0 +1,110 @@
+"""Approximate functions of the singular values by products of matrices alone, with error bounds."""
+
+from __future__ import annotations
+
+import math
+from functools import lru_cache
+
+from projgrad.namespace import Array, Namespace
+from projgrad.precision import precision
+from projgrad.sets.decomposition import scaled
+
+__all__ = ["below_bound", "clipped_values", "error", "polar_factor"]
+
+_ROOM = 1.01  # by how much the iteration is kept away from 1, beyond which it turns back to 0
+
+
+def below_bound(v: Array, most: float, steps: int, xp: Namespace) -> Array:
+    """`v` scaled by ``most / b`` where b, an upper bound of its largest singular value, is above `most`."""
+    bound, q = _gram_bound(v, steps, xp)
+    limit = most / q
+    return xp.where(bound <= limit, v, v / xp.where(bound > 0, bound, 1.0) * limit)
+
+
+def polar_factor(v: Array, steps: int, xp: Namespace) -> Array:
+    """``U V'`` of ``v = U s V'``, up to e = ``error(steps)`` where s is at least e times its largest value."""
+    bound, q = _gram_bound(v, steps, xp)
+    bound = xp.where(bound > 0, bound, 1.0) * _ROOM
+    return _signs(v / q / bound, steps, xp)
+
+
+def clipped_values(v: Array, most: float, steps: int, xp: Namespace) -> Array:
+    """``U min(s, most) V'`` of ``v = U s V'``, up to ``error(steps)`` times the largest of s.
+
+    By ``2 min(s, c) = s + c - (s - c) sign(s - c)``, where the values s of a symmetric matrix come from the polar
+    factor O as O'v. Where s is so small that O is wrong, the sign is right, and O cancels.
+    """
+    wide = v.shape[-2] < v.shape[-1]
+    if wide:
+        v = xp.matrix_transpose(v)
+    bound, q = _gram_bound(v, steps, xp)
+    limit = most / q
+    outside = bound > limit
+    unit = xp.where(bound > 0, bound, 1.0) * _ROOM
+    z, c = v / q / unit, xp.where(outside, limit / unit, 1.0)
+    o = _signs(z, steps, xp)
+    h = xp.matmul(xp.matrix_transpose(o), z)
+    index = xp.arange(v.shape[-1])
+    h = (h + xp.matrix_transpose(h)) / 2 - xp.where(index[:, None] == index[None, :], c, 0.0)
+    y = (z + c * o - xp.matmul(z - c * o, _signs(h, steps, xp))) / 2 * unit * q
+    y = xp.where(outside, y, v)
+    return xp.matrix_transpose(y) if wide else y
+
+
+@lru_cache
+def error(steps: int) -> float:
+    """The e for which so many steps take all of [e, 1] to [1 - e, 1]."""
+    low, high = -60.0, 0.0
+    for _ in range(60):
+        middle = (low + high) / 2
+        least = math.exp(middle)
+        for factor in _factors(least, steps):
+            least = _step(least, factor)
+        low, high = (low, middle) if 1 - least <= math.exp(middle) else (middle, high)
+    return math.exp(high)
+
+
+def _factors(least: float, steps: int) -> list[float]:
+    """What to multiply by before each step x (3 - x^2) / 2, so that the least of [least, 1] grows most."""
+    found = []
+    for _ in range(steps):
+        found.append(math.sqrt(3 / (1 + least + least * least)))
+        least = _step(least, found[-1])
+    return found
+
+
+def _step(x: float, factor: float) -> float:
+    return factor * x * (3 - (factor * x) ** 2) / 2
+
+
+def _signs(z: Array, steps: int, xp: Namespace) -> Array:
+    """``U sign(s) V'`` of ``z = U s V'`` with s in [-1, 1]."""
+    wide = z.shape[-2] < z.shape[-1]
+    for factor in _factors(error(steps), steps):
+        z = factor * z
+        across = xp.matrix_transpose(z)
+        z = 1.5 * z - 0.5 * (xp.matmul(xp.matmul(z, across), z) if wide else xp.matmul(z, xp.matmul(across, z)))
+    return z
+
+
+def _gram_bound(v: Array, steps: int, xp: Namespace) -> tuple[Array, Array]:
+    """A bound of the largest singular value, divided by q, and q.
+
+    It is the l_p norm of the singular values with ``p = 2**(steps + 2)``: their squares are the eigenvalues of a
+    symmetric matrix, which is squared again and again.
+    """
+    z, q = scaled(v, xp)
+    q = xp.stop_gradient(q)
+    z = v / q
+    across = xp.matrix_transpose(z)
+    gram = xp.matmul(z, across) if v.shape[-2] < v.shape[-1] else xp.matmul(across, z)
+    power, logarithm = 1.0, 0.0
+    for step in range(steps + 1):
+        squares = xp.sum(gram * gram, axis=(-2, -1), keepdims=True)
+        zero = squares < precision(v.dtype).tiny
+        norm = xp.sqrt(xp.where(zero, 1.0, squares))
+        logarithm = logarithm + power * xp.log(norm)
+        gram, power = gram / norm, power / 2
+        if step < steps:
+            gram = xp.matmul(gram, gram)
+    return xp.where(zero, 0.0, xp.exp(logarithm / 2)), q

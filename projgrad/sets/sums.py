@@ -1,0 +1,197 @@
+"""Sets given by one linear condition: sums, hyperplanes and halfspaces."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from projgrad.axes import Axis
+from projgrad.coupled import VectorSet
+from projgrad.frozen import FrozenArray
+from projgrad.namespace import Array, Namespace
+from projgrad.registry import register
+from projgrad.values import set_array, set_number
+
+__all__ = ["Halfspace", "Hyperplane", "SumTo", "ZeroMean"]
+
+
+@register()
+@dataclass(frozen=True, repr=False)
+class SumTo(VectorSet):
+    """The plane ``{x : sum(x) = total}``, for every group of entries along `axis`.
+
+    Convex. Exact: ``x - (sum(x) - total) / n``. Cost: O(n).
+
+    Args:
+        total: the sum.
+        axis: the axes over which the sum is taken: an int, a tuple, None for all, or "incoming".
+        rate: 1 for the nearest point; below 1 for ``(1 - rate) * x + rate * P(x)``.
+
+    Raises:
+        ValueError: `total` is not finite, or `rate` is outside (0, 1].
+
+    Source: Bauschke and Combettes, Convex Analysis and Monotone Operator Theory (2017), chapter 29, with a normal of
+    ones.
+    """
+
+    total: float = 1.0
+    axis: Axis = -1
+    rate: float = 1.0
+    affine = True
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        set_number(self, "total")
+
+    def nearest(self, v: Array, xp: Namespace) -> Array:
+        return to_sum(v, self.total, xp)
+
+    @property
+    def cone(self) -> bool:  # type: ignore[override]
+        return isinstance(self.total, float) and self.total == 0
+
+
+@register()
+@dataclass(frozen=True, repr=False)
+class ZeroMean(VectorSet):
+    """The plane ``{x : sum(x) = 0}``, for every group of entries along `axis`.
+
+    Convex. Exact: ``x - mean(x)``. Cost: O(n).
+
+    Args:
+        axis: the axes over which the mean is taken: an int, a tuple, None for all, or "incoming".
+        rate: 1 for the nearest point; below 1 for ``(1 - rate) * x + rate * P(x)``.
+
+    Raises:
+        ValueError: `rate` is outside (0, 1].
+
+    Source: Huang et al., Centered weight normalization, ICCV 2017, for incoming weights of zero mean.
+    """
+
+    axis: Axis = -1
+    rate: float = 1.0
+    affine = True
+    cone = True
+
+    def nearest(self, v: Array, xp: Namespace) -> Array:
+        return to_sum(v, 0.0, xp)
+
+
+@dataclass(frozen=True, repr=False)
+class _Linear(VectorSet):
+    """What a hyperplane and a halfspace share."""
+
+    normal: Any
+    offset: float = 0.0
+    axis: Axis = -1
+    rate: float = 1.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        set_array(self, "normal", ndim=1)
+        set_number(self, "offset")
+        normal = np.asarray(self.normal)
+        most = float(np.max(np.abs(normal), initial=0.0))
+        if most == 0:
+            raise ValueError(f"{type(self).__name__}: normal={self.normal} must have an entry that is not 0")
+        # a unit normal, worked out in double precision, since in single the squares of its entries may be lost
+        length = float(np.linalg.norm(normal / most))
+        object.__setattr__(self, "_length", most * length)
+        object.__setattr__(self, "_unit", FrozenArray(normal / most / length))
+
+    def check_sizes(self, *sizes: int) -> None:
+        if self.normal.shape != sizes:
+            raise ValueError(f"{type(self).__name__}: normal has {self.normal.shape[0]} entries, a group {sizes[0]}")
+
+    def along(self, v: Array, xp: Namespace, *, below: bool) -> Array:
+        """`v`, moved along the normal onto the plane; where it is `below`, not at all."""
+        unit: Array = xp.constant(self._unit, v)  # type: ignore[attr-defined]
+        offset = self.offset / self._length  # type: ignore[attr-defined]
+        scale = comfortable(v, offset, xp)
+        y = v * scale
+
+        def excess(y: Array) -> Array:
+            return xp.accurate_sum(y * unit, (-1,)) - offset * scale
+
+        moved = y - excess(y) * unit
+        moved = moved - excess(moved) * unit  # what rounding left
+        if below:
+            moved = xp.where(excess(xp.stop_gradient(y)) > 0, moved, y)
+        return moved / scale
+
+
+@register()
+@dataclass(frozen=True, repr=False)
+class Hyperplane(_Linear):
+    """The hyperplane ``{x : sum(normal * x) = offset}``, for every group of entries along `axis`.
+
+    Convex. Exact: ``x - (sum(normal * x) - offset) / sum(normal**2) * normal``. Cost: O(n).
+
+    Args:
+        normal: a list of numbers, one per entry of a group (in row-major order, where `axis` has several axes).
+        offset: the value of the sum.
+        axis: the axes over which the sum is taken: an int, a tuple, None for all, or "incoming".
+        rate: 1 for the nearest point; below 1 for ``(1 - rate) * x + rate * P(x)``.
+
+    Raises:
+        ValueError: `normal` is not one list of finite numbers, is zero, or does not have the size of a group; `offset`
+            is not finite; `rate` is outside (0, 1].
+
+    Source: Bauschke and Combettes, Convex Analysis and Monotone Operator Theory (2017), chapter 29.
+    """
+
+    affine = True
+
+    def nearest(self, v: Array, xp: Namespace) -> Array:
+        return self.along(v, xp, below=False)
+
+    @property
+    def cone(self) -> bool:  # type: ignore[override]
+        return isinstance(self.offset, float) and self.offset == 0
+
+
+@register()
+@dataclass(frozen=True, repr=False)
+class Halfspace(_Linear):
+    """The halfspace ``{x : sum(normal * x) <= offset}``, for every group of entries along `axis`.
+
+    Convex. Exact: a group outside goes to the hyperplane ``sum(normal * x) = offset``. Cost: O(n).
+
+    Args:
+        normal: a list of numbers, one per entry of a group (in row-major order, where `axis` has several axes).
+        offset: the largest value of the sum.
+        axis: the axes over which the sum is taken: an int, a tuple, None for all, or "incoming".
+        rate: 1 for the nearest point; below 1 for ``(1 - rate) * x + rate * P(x)``.
+
+    Raises:
+        ValueError: `normal` is not one list of finite numbers, is zero, or does not have the size of a group; `offset`
+            is not finite; `rate` is outside (0, 1].
+
+    Source: Bauschke and Combettes, Convex Analysis and Monotone Operator Theory (2017), chapter 29.
+    """
+
+    def nearest(self, v: Array, xp: Namespace) -> Array:
+        return self.along(v, xp, below=True)
+
+    @property
+    def cone(self) -> bool:  # type: ignore[override]
+        return isinstance(self.offset, float) and self.offset == 0
+
+
+def to_sum(v: Array, total: float, xp: Namespace) -> Array:
+    """The nearest point to `v` whose entries along the last axis sum to `total`."""
+    scale = comfortable(v, total, xp)
+    y = v * scale
+    for _ in range(2):  # the second time for what rounding left
+        y = y - (xp.accurate_sum(y, (-1,)) - total * scale) / v.shape[-1]
+    return y / scale
+
+
+def comfortable(v: Array, value: float, xp: Namespace) -> Array:
+    """A power of 2 per group, by which its entries and `value` are far from the largest and the smallest numbers."""
+    most = xp.max(xp.abs(xp.stop_gradient(v)), axis=-1, keepdims=True)
+    most = xp.where(most > abs(value), most, abs(value))
+    one = xp.ones_like(most)
+    return xp.where(most > 2.0**60, 2.0**-60 * one, xp.where(most < 2.0**-60, 2.0**60 * one, one))

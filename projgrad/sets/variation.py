@@ -1,0 +1,132 @@
+"""The set of sequences of bounded total variation."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from projgrad.axes import Axis
+from projgrad.coupled import VectorSet
+from projgrad.namespace import Array, Namespace
+from projgrad.precision import precision
+from projgrad.registry import register
+from projgrad.sets.sequences import Runs, after, positions, shifted
+from projgrad.values import set_number
+
+__all__ = ["TotalVariationBall"]
+
+_MOST = 400  # rounds; about 150 were the most in groups of 10,000
+
+
+@register()
+@dataclass(frozen=True, repr=False)
+class TotalVariationBall(VectorSet):
+    """The ball ``{x : |x[1] - x[0]| + ... + |x[n-1] - x[n-2]| <= radius}``, for every group of entries along `axis`.
+
+    Convex. Exact: the taut string for a multiplier, found by splitting all its pieces at once where they leave the tube
+    most, and Newton's method for the multiplier. Cost: O(n log n) per round, of which 93 were the most seen in 1,000
+    entries; after 400 it stops, with the best bound from outside.
+
+    The nearest point of a group outside is, on every stretch where it is level, the mean of `x`, lower where the stretch
+    is a maximum and higher where it is a minimum.
+
+    Args:
+        radius: the largest variation, at least 0; at 0 only constant sequences are left.
+        axis: the axis of the sequence: an int; of a tuple, None (all) or "incoming", the entries in row-major order.
+        rate: 1 for the nearest point; below 1 for ``(1 - rate) * x + rate * P(x)``.
+
+    Raises:
+        ValueError: `radius` is negative or not finite, or `rate` is outside (0, 1].
+
+    Source: Davies and Kovac, Local extremes, runs, strings and multiresolution, Annals of Statistics 29 (2001), for the
+    string; Fadili and Peyre, Total variation projection with first order schemes, IEEE Trans. Image Processing 20 (2011),
+    for the ball.
+    """
+
+    radius: float = 1.0
+    axis: Axis = -1
+    rate: float = 1.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        set_number(self, "radius", least=0, what="a sum of distances")
+
+    def nearest(self, v: Array, xp: Namespace) -> Array:
+        fixed = xp.stop_gradient(v)
+        last = positions(v, xp) == v.shape[-1] - 1
+        jumps = xp.where(last, 0.0, shifted(fixed, -1, xp) - fixed)
+        outside = xp.accurate_sum(xp.abs(jumps), (-1,)) > self.radius
+        centre = xp.accurate_sum(fixed, (-1,)) / v.shape[-1]
+        sign, y = _string(fixed - centre, jumps, last, outside, self.radius, xp)
+        y = xp.where(outside, y + centre, fixed)
+
+        def derivative(d: Array) -> Array:
+            _, mean, push = _pieces(d, sign, xp)
+            return xp.where(outside, mean + _multiplier(mean, push, 0.0, xp) * push, d)
+
+        return xp.with_derivative(y, v, derivative)
+
+
+def _pieces(v: Array, sign: Array, xp: Namespace) -> tuple[Runs, Array, Array]:
+    """The pieces of a sequence that jumps where there is a `sign`, their means, and how the multiplier moves each.
+
+    With the `push`, the variation is ``-sum(push * y)``, and the nearest point for a multiplier l is ``mean + l * push``.
+    """
+    runs = Runs(after(sign != 0, xp), xp)
+    sums = runs.sums(xp.stack([v, sign - shifted(sign, 1, xp), xp.ones_like(v)]))
+    return runs, sums[0, ...] / sums[2, ...], sums[1, ...] / sums[2, ...]
+
+
+def _multiplier(mean: Array, push: Array, radius: float, xp: Namespace) -> Array:
+    """The multiplier for which ``mean + l * push`` has the variation `radius`; 0 where there is nothing to push."""
+    squares = xp.accurate_sum(push * push, (-1,))
+    return -(xp.accurate_sum(push * mean, (-1,)) + radius) / xp.where(squares > 0, squares, math.inf)
+
+
+def _string(v: Array, jumps: Array, last: Array, outside: Array, radius: float, xp: Namespace) -> tuple[Array, Array]:
+    """The sign of the jump of the nearest point after every entry, 0 where it is level, and the nearest point.
+
+    The string is the running sum u of ``y - v``, which keeps within a tube, ``-l <= u <= l``, and touches it where y
+    jumps. Where a piece leaves the tube most, on either side, the taut string touches it. The multiplier l grows from 0:
+    the variation of the taut string is convex in it, so that Newton's steps do not go too far. In the end the nearest
+    point is pushed again, for the digits that are lost from `v`, and without jumps that are rounding errors.
+    """
+    unit = precision(v.dtype).unit
+    sides = xp.stack([xp.ones_like(v), -xp.ones_like(v)])
+
+    def step(moving: Array, sign: Array, width: Array, y: Array, polish: Array) -> tuple[Array, ...]:
+        search = polish == 0
+        runs, mean, push = _pieces(xp.where(search, v, y), sign, xp)
+        wider = _multiplier(mean, push, radius, xp)
+        new = mean + xp.where(search, width, wider) * push
+        # how far u is beyond each side of the tube, from that end of the piece from which fewer digits are lost
+        size = xp.abs(new) + xp.abs(v) + width * xp.abs(push)
+        start = runs.scan(xp.stack([shifted(sign, 1, xp), new - v, size]))
+        end = runs.scan(xp.stack([sign, new - v, size]), back=True)
+        off_start, off_end = width * (1.0 - sides * start[0, ...]), width * (1.0 - sides * end[0, ...])
+        from_start = sides * start[1, ...] - off_start
+        from_end = sides * (new - v - end[1, ...]) - off_end
+        noise_start, noise_end = 8 * unit * (start[2, ...] + off_start), 8 * unit * (end[2, ...] + off_end)
+        beyond = xp.where(noise_start < noise_end, from_start, from_end) - xp.minimum(noise_start, noise_end)
+        beyond = xp.where((sign != 0) | last, 0.0, beyond)
+        leaves = (beyond > 0) & (beyond >= runs.most(beyond))
+        grows = xp.any(leaves[0, ...] | leaves[1, ...], axis=-1, keepdims=True)
+        # where it is taut, on to a larger multiplier, for which all jumps are looked for again
+        further = ~grows & (wider > width * (1 + 8 * unit))
+        touches = xp.where(leaves[0, ...], sides[0, ...], xp.where(leaves[1, ...], sides[1, ...], sign))
+        touches = xp.where(further, 0.0, touches)
+        rises = xp.where(sign * (shifted(new, -1, xp) - new) > 0, sign, 0.0)
+        found = ~grows & ~further
+        next_sign = xp.where(search, xp.where(found, sign, touches), rises)
+        polish = xp.where(moving & (found | ~search), polish + 1, polish)
+        return (
+            moving & (polish < 4),
+            xp.where(moving, next_sign, sign),
+            xp.where(moving & search & further, wider, width),
+            xp.where(moving, new, y),
+            polish,
+        )
+
+    begin = (outside, xp.sign(jumps), xp.zeros_like(v[..., :1]), 1.0 * v, xp.astype(outside & ~outside, xp.int32))
+    _, sign, _, y, _ = xp.iterate(step, begin, _MOST)
+    return sign, y

@@ -1,0 +1,79 @@
+"""Tags: a constraint with the options of the optimizers that keep it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from projgrad.constraint import Constraint
+from projgrad.function import as_constraint
+from projgrad.registry import register, to_dict
+from projgrad.values import set_count
+
+__all__ = ["Joint", "Tag", "as_tag"]
+
+
+@register()
+@dataclass(frozen=True, repr=False)
+class Tag:
+    """A constraint with options, wherever a parameter is given a constraint: in rules, on a layer, in a param group.
+
+    Args:
+        constraint: the constraint, or a function of the weights.
+        every: project after steps `every`, ``2 * every``, ... only, besides once at the start.
+
+    Raises:
+        TypeError: `constraint` is neither, or `every` is not an int.
+        ValueError: `every` is below 1.
+    """
+
+    constraint: Constraint
+    every: int = 1
+
+    def __post_init__(self) -> None:
+        if isinstance(self.constraint, Tag):
+            raise TypeError(f"{self.constraint!r} is a tag already: give its constraint, and all options at once")
+        object.__setattr__(self, "constraint", as_constraint(self.constraint))
+        set_count(self, "every", least=1)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The tag as plain JSON, for `projgrad.from_dict`."""
+        return to_dict(self)
+
+    def __repr__(self) -> str:
+        options = "" if self.every == 1 else f", every={self.every}"
+        return f"{type(self).__name__}({self.constraint!r}{options})"
+
+    def __str__(self) -> str:
+        return repr(self.constraint) if self == Tag(self.constraint) else repr(self)
+
+
+@register()
+@dataclass(frozen=True, repr=False)
+class Joint(Tag):
+    """One set over several parameters together: over all that the rule selects.
+
+    With ``axis=None`` their entries are one vector. With ``axis="incoming"``, or given axes, they are one matrix with a
+    row per unit, in which the entries of one parameter follow those of the other; a parameter of one dimension, such as
+    a bias, has one entry per unit.
+
+    Args:
+        constraint: the constraint, or a function of the weights.
+        every: as in `Tag`.
+
+    Raises:
+        TypeError, ValueError: as for `Tag`.
+
+    Example:
+        >>> rules = {"head.*": pg.Joint(pg.MaxNorm(1.0))}  # a kernel and its bias
+        >>> rules = {"*": pg.Joint(pg.MaxNorm(10.0, axis=None))}  # a whole network
+    """
+
+
+def as_tag(thing: Any) -> Tag:
+    """`thing` itself where it is a tag, and a constraint or a function of the weights without options.
+
+    Raises:
+        TypeError: it is none of these.
+    """
+    return thing if isinstance(thing, Tag) else Tag(as_constraint(thing))

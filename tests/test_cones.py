@@ -1,0 +1,69 @@
+"""What is special of the second-order cone."""
+
+from __future__ import annotations
+
+import re
+
+import numpy as np
+import pytest
+
+import projgrad as pg
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ({"slope": -1.0}, ValueError, "SecondOrderCone: slope=-1.0 is a ratio of norms, so it must be at least 0"),
+        ({"slope": float("inf")}, ValueError, "must be at least 0 and finite"),
+        ({"slope": float("nan")}, ValueError, "must be at least 0 and finite"),
+        ({"slope": "1"}, TypeError, "SecondOrderCone: slope='1' is not a number"),
+        ({"axis": ()}, ValueError, "axis=()"),
+        ({"rate": 0.0}, ValueError, "rate=0.0"),
+    ],
+)
+def test_wrong_arguments(arguments, error, message):
+    with pytest.raises(error, match=re.escape(message)):
+        pg.SecondOrderCone(**arguments)
+
+
+@pytest.mark.parametrize(
+    ("x", "expected"),
+    [
+        ([3.0, 4.0, 6.0], [3.0, 4.0, 6.0]),  # inside
+        ([3.0, 4.0, 0.0], [1.5, 2.0, 2.5]),  # on the edge
+        ([3.0, 4.0, -5.0], [0.0, 0.0, 0.0]),  # just in the polar cone
+        ([3.0, 4.0, -6.0], [0.0, 0.0, 0.0]),
+        ([0.0, 0.0, -1.0], [0.0, 0.0, 0.0]),
+        ([0.0, 0.0, 2.0], [0.0, 0.0, 2.0]),
+    ],
+)
+def test_the_last_entry_is_the_bound(x, expected):
+    np.testing.assert_allclose(pg.SecondOrderCone().project(np.array(x)), expected, atol=1e-15)
+
+
+@pytest.mark.parametrize("slope", [0.0, 1e-30, 1e-3, 1.0, 7.0, 1e30])
+@pytest.mark.parametrize("size", [1e-30, 1.0, 3e37])
+def test_any_slope_and_size(slope, size):
+    x = np.random.default_rng(0).standard_normal((50, 6))
+    y = np.asarray(pg.SecondOrderCone(slope).project((x * size).astype("float32")), "float64") / size
+    start = (x * size).astype("float32").astype("float64") / size
+    z, t = y[:, :-1], y[:, -1]
+    assert np.isfinite(y).all()
+    outside = (np.linalg.norm(z, axis=1) - slope * t) / np.hypot(slope, 1)
+    assert np.all(outside <= 1e-6 * np.linalg.norm(y, axis=1))
+    # the way is at a right angle to the point, and in the polar cone: slope ||z|| <= -t
+    way = start - y
+    np.testing.assert_allclose((way * y).sum(1), 0, atol=1e-5)
+    assert np.all(slope / (1 + slope) * np.linalg.norm(way[:, :-1], axis=1) <= -way[:, -1] / (1 + slope) + 1e-5)
+
+
+def test_slope_zero_is_the_ray_and_a_single_entry_the_half_line():
+    x = np.array([[1.0, -2.0, 3.0], [1.0, 1.0, -1.0]])
+    np.testing.assert_array_equal(pg.SecondOrderCone(0.0).project(x), [[0, 0, 3], [0, 0, 0]])
+    np.testing.assert_array_equal(pg.SecondOrderCone().project(x.reshape(6, 1)), pg.NonNeg().project(x.reshape(6, 1)))
+
+
+def test_a_scheduled_slope():
+    cone = pg.SecondOrderCone(pg.Schedule({0: 1.0, 10: 3.0}))
+    x = np.array([3.0, 4.0, 1.0])
+    np.testing.assert_allclose(cone.project(x, step=10), pg.SecondOrderCone(3.0).project(x))

@@ -1,0 +1,174 @@
+"""Ordered sequences: what is refused, what equals what, long sequences, and where two sets meet."""
+
+from __future__ import annotations
+
+import math
+from functools import partial
+from typing import Any
+
+import numpy as np
+import pytest
+from sklearn.isotonic import isotonic_regression
+
+import projgrad as pg
+from tests.cases.sequences import convex, in_parts, in_variation, pooled, turning_once, with_peak
+
+
+@pytest.mark.parametrize(
+    "make, error, message",
+    [
+        (lambda: pg.Monotone(1), TypeError, "Monotone: increasing=1 is not a bool"),
+        (lambda: pg.Monotone(lower=2.0, upper=1.0), ValueError, "must not exceed"),
+        (lambda: pg.Monotone(lower=math.inf), ValueError, "nor leave only infinity"),
+        (lambda: pg.Monotone(lower=math.nan), ValueError, "lower has a NaN"),
+        (lambda: pg.Monotone(upper=[1.0, 2.0]), ValueError, "upper must be a number"),
+        (lambda: pg.Monotone(rate=0.0), ValueError, "rate=0.0"),
+        (lambda: pg.Unimodal(1.5), TypeError, "Unimodal: peak=1.5 is not an int"),
+        (lambda: pg.Unimodal(-1), ValueError, "Unimodal: peak=-1 must be at least 0"),
+        (lambda: pg.Unimodal(valley="yes"), TypeError, "Unimodal: valley='yes' is not a bool"),
+        (lambda: pg.Unimodal(3).project(np.zeros((4, 3))), ValueError, "no peak=3 in a sequence of 3"),
+        (lambda: pg.Unimodal(3).bind((4, 3), (1,)), ValueError, "no peak=3 in a sequence of 3"),
+        (lambda: pg.TotalVariationBall(-1.0), ValueError, "radius=-1.0 is a sum of distances"),
+        (lambda: pg.TotalVariationBall("wide"), TypeError, "is not a number"),
+        (lambda: pg.Convex(axis="rows"), ValueError, "axis='rows' is not known"),
+        (lambda: pg.Convex(axis=2).project(np.zeros((2, 2))), ValueError, "axis 2 does not exist"),
+    ],
+)
+def test_what_is_refused(make: Any, error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        make()
+
+
+def sequences(n: int) -> dict[str, np.ndarray]:
+    """Long sequences on which pooling, splitting and bending have much to do, one after the other or all at once."""
+    rng = np.random.default_rng(n)
+    noise, rise = rng.standard_normal(n), np.linspace(0.0, 1.0, n)
+    return {
+        "noise": noise,
+        "noise on a rise": 10 * rise + noise,
+        "sorted": np.sort(noise),
+        "falling": -np.sort(noise),
+        "a low last": np.append(np.arange(n - 1.0), -n),
+        "a high first": np.append(1e3 * n, np.arange(n - 1.0)),
+        "a walk": np.cumsum(noise),
+        "ties": np.round(noise),
+        "many sizes": np.exp(8 * noise),
+        "shrinking": np.exp(-80 * rise),
+        "far from 0": 1e5 + noise,
+        "almost convex": (rise - 0.4) ** 2 + 1e-3 * noise,
+        "waves": np.sin(30 * rise),
+    }
+
+
+def off(y: np.ndarray, best: np.ndarray, dtype: str, x: np.ndarray) -> float:
+    """The distance of `y` from `best` in tolerances of `x`."""
+    return float(np.linalg.norm(y - best) / pg.tolerance(dtype, x.size, np.linalg.norm(x)))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("name", sequences(2))
+def test_long_monotone_sequences(name: str, dtype: str) -> None:
+    x = sequences(10_000)[name].astype(dtype)
+    best = isotonic_regression(x.astype(np.float64))
+    assert off(pg.Monotone().project(x), best, dtype, x) <= 1.1
+    assert off(pg.Monotone(False).project(-x), -best, dtype, x) <= 1.1
+    assert np.all(np.diff(pg.Monotone().project(x)) >= 0)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("name", sequences(2))
+def test_middling_sequences(name: str, dtype: str) -> None:
+    x = sequences(80)[name].astype(dtype)
+    wide = x.astype(np.float64)
+    assert off(pg.Unimodal(30).project(x), with_peak_by_levels(30, wide), dtype, x) <= 1.1
+    turned = pg.Unimodal().project(x)
+    short = np.linalg.norm(turned - wide) - np.linalg.norm(in_parts(wide) - wide)
+    assert short <= pg.tolerance(dtype, x.size, np.linalg.norm(x))
+    radius = 0.1 * float(np.abs(np.diff(wide)).sum())
+    assert off(pg.TotalVariationBall(radius).project(x), in_variation(radius, wide), dtype, x) <= 1.1
+
+
+@pytest.mark.parametrize("name", sequences(2))
+def test_convex_sequences_and_their_multipliers(name: str) -> None:
+    """By the optimality conditions: what is taken off is the second sum of multipliers, 0 where the sequence bends."""
+    x = sequences(300)[name]
+    y = pg.Convex().project(x)
+    rest = y - x
+    multipliers = np.cumsum(np.cumsum(rest))[:-2]
+    scale = np.linalg.norm(x)
+    assert np.diff(y, 2).min() >= -1e-15 * scale
+    assert abs(rest.sum()) <= 1e-12 * scale
+    assert abs(rest @ np.arange(300.0)) <= 1e-10 * scale
+    assert multipliers.min() >= -1e-10 * scale
+    assert abs(multipliers @ np.diff(y, 2)) <= 1e-12 * scale**2
+
+
+@pytest.mark.parametrize("name", sequences(2))
+@pytest.mark.parametrize("constraint", [pg.Convex(), pg.TotalVariationBall(3.0)], ids=repr)
+def test_long_sequences_in_single_precision(constraint: pg.Constraint, name: str) -> None:
+    x = sequences(1000)[name].astype(np.float32)
+    wide = constraint.project(x.astype(np.float64))
+    assert off(constraint.project(x), wide, "float32", x) <= 1.2
+
+
+def with_peak_by_levels(peak: int, v: np.ndarray) -> np.ndarray:
+    """Isotonic regression of the sides, and the largest of the means of the peak with the highest of these."""
+    left, right = isotonic_regression(v[:peak]), isotonic_regression(v[peak + 1 :], increasing=False)
+    high = np.sort(np.append(left, right))[::-1]
+    level = max(np.append(v[peak], high[:k]).mean() for k in range(high.size + 1))
+    return np.concatenate([np.minimum(left, level), [level], np.minimum(right, level)])
+
+
+def test_the_oracles_agree_with_each_other() -> None:
+    rng = np.random.default_rng(0)
+    for n in (6, 20):
+        v = rng.standard_normal(n)
+        np.testing.assert_allclose(pooled(v), isotonic_regression(v), atol=1e-14)
+        np.testing.assert_allclose(with_peak(n - 1, v), pooled(v), atol=1e-14)
+        np.testing.assert_allclose(with_peak(3, v), with_peak_by_levels(3, v), atol=1e-14)
+
+
+def test_a_solver_agrees() -> None:
+    cvxpy = pytest.importorskip("cvxpy")
+    v = np.random.default_rng(1).standard_normal(25)
+    x = cvxpy.Variable(v.size)
+    for constraint, oracle, condition in (
+        (pg.Convex(), convex, cvxpy.diff(x, 2) >= 0),
+        (pg.TotalVariationBall(3.0), lambda v: in_variation(3.0, v), cvxpy.norm1(cvxpy.diff(x)) <= 3),
+        (pg.Monotone(), pooled, cvxpy.diff(x) >= 0),
+    ):
+        cvxpy.Problem(cvxpy.Minimize(cvxpy.sum_squares(x - v)), [condition]).solve(cvxpy.CLARABEL)
+        np.testing.assert_allclose(oracle(v), x.value, atol=1e-5)
+        np.testing.assert_allclose(constraint.project(v), x.value, atol=1e-5)
+
+
+def test_equivalences() -> None:
+    x = np.random.default_rng(2).standard_normal((5, 12))
+    same, close = np.testing.assert_array_equal, partial(np.testing.assert_allclose, atol=1e-14)
+    close(pg.Unimodal(11).project(x), pg.Monotone().project(x))
+    close(pg.Unimodal(0).project(x), pg.Monotone(False).project(x))
+    same(pg.Unimodal(4, valley=True).project(x), -pg.Unimodal(4).project(-x))
+    same(pg.Unimodal(valley=True).project(x), -pg.Unimodal().project(-x))
+    same(pg.Concave().project(x), -pg.Convex().project(-x))
+    close(pg.Monotone(False).project(x), pg.Monotone().project(x[:, ::-1])[:, ::-1])
+    same(pg.Monotone(lower=-0.2, upper=0.3).project(x), np.clip(pg.Monotone().project(x), -0.2, 0.3))
+    constant = np.broadcast_to(x.mean(1, keepdims=True), x.shape)
+    close(pg.TotalVariationBall(0.0).project(x), constant)
+    same(pg.TotalVariationBall(1e3).project(x), x)
+
+
+def test_bounds_of_0_and_the_order_hold_exactly() -> None:
+    x = np.array([-1e-9, 1.0, 1.0 - 1e-7, 2.0], np.float32)
+    y = pg.Monotone(lower=0.0).project(x)
+    assert y[0] == 0 and np.all(np.diff(y) >= 0)
+    assert not pg.Monotone().contains(x)
+    x = np.array([0.0, 1.0, 1.0 - 1e-7, 1.0, 0.0], np.float32)
+    assert turning_once(pg.Unimodal().project(x)) == 0
+    assert not pg.Unimodal().contains(x)
+
+
+def test_all_peaks_in_a_batch() -> None:
+    """Every sequence has its own peak; of two as good, the first is taken."""
+    x = np.array([[0.0, 3.0, 0.0, 1.0], [1.0, 0.0, 3.0, 0.0], [2.0, 0.0, 0.0, 2.0]])
+    expected = [[0.0, 3.0, 0.5, 0.5], [0.5, 0.5, 3.0, 0.0], [2.0, 2 / 3, 2 / 3, 2 / 3]]
+    np.testing.assert_allclose(pg.Unimodal().project(x), expected, atol=1e-15)
