@@ -75,25 +75,86 @@ Drawn = tuple[Any, Callable[[Points], Any]]
 def examples() -> dict[str, Drawn]:
     """For each set that has a picture in the plane: one of it, and how points of the plane become its groups."""
     return {
+        "Affine": (pg.Affine([[1.0, 2.0]], 1.0), vector),
+        "Box": (pg.Box([-1.0, -0.5], [0.5, 1.0]), vector),
+        "CappedSimplex": (pg.CappedSimplex(1.0, 0.0, 0.7), vector),
+        "Cardinality": (pg.Cardinality(1), vector),
+        "Correlation": (pg.Correlation(), circulant),
+        "DoublyStochastic": (pg.DoublyStochastic(), circulant),
+        "GroupL1Ball": (pg.GroupL1Ball(1.0), column),
+        "Halfspace": (pg.Halfspace([1.0, 2.0], 1.0), vector),
+        "Hyperplane": (pg.Hyperplane([1.0, -1.0], 0.5), vector),
+        "L0Groups": (pg.L0Groups(1), column),
+        "L1Ball": (pg.L1Ball(), vector),
+        "L1InfBall": (pg.L1InfBall(), column),
+        "L1Sphere": (pg.L1Sphere(), vector),
+        "L2Ball": (pg.L2Ball(0.8, [0.5, -0.5]), vector),
+        "LInfBall": (pg.LInfBall(0.8), vector),
+        "Mask": (pg.Mask([True, False], 0.5), vector),
+        "MaxNorm": (pg.MaxNorm(1.0, axis=-1), vector),
+        "MinMaxNorm": (pg.MinMaxNorm(0.5, 1.2, axis=-1), vector),
+        "Monotone": (pg.Monotone(), vector),
         "NonNeg": (pg.NonNeg(), vector),
         "NonPos": (pg.NonPos(), vector),
-        "Box": (pg.Box([-1.0, -0.5], [0.5, 1.0]), vector),
-        "MaxNorm": (pg.MaxNorm(1.0, axis=-1), vector),
-        "UnitNorm": (pg.UnitNorm(axis=-1), vector),
-        "MinMaxNorm": (pg.MinMaxNorm(0.5, 1.2, axis=-1), vector),
+        "NuclearNorm": (pg.NuclearNorm(), diagonal),
+        "Orthogonal": (pg.Orthogonal(), diagonal),
+        "Polyhedron": (pg.Polyhedron([[1.0, 1.0], [-1.0, 0.5], [0.2, -1.0]], [1.0, 0.8, 0.9]), vector),
+        "PositiveSemidefinite": (pg.PositiveSemidefinite(), circulant),
+        "Quantized": (pg.Quantized(0.8), vector),
+        "Rank": (pg.Rank(1), circulant),
+        "SecondOrderCone": (pg.SecondOrderCone(), vector),
         "Simplex": (pg.Simplex(), vector),
+        "SkewSymmetric": (pg.SkewSymmetric(), beside),
+        "SparseSimplex": (pg.SparseSimplex(1), vector),
+        "SpectralNorm": (pg.SpectralNorm(), circulant),
+        "Spectraplex": (pg.Spectraplex(), circulant),
+        "SumTo": (pg.SumTo(1.0), vector),
+        "Symmetric": (pg.Symmetric(), beside),
+        "TotalVariationBall": (pg.TotalVariationBall(0.5), vector),
+        "Transport": (pg.Transport([0.7, 0.7], [0.7, 0.7]), circulant),
+        "UnitNorm": (pg.UnitNorm(axis=-1), vector),
+        "ZeroMean": (pg.ZeroMean(), vector),
     }
 
 
 # Who else projects onto a set, by the names of its functions or classes there.
 PEERS: dict[str, str] = {
+    "Affine": "jaxopt, pyproximal",
+    "Box": "optax, jaxopt, chop, pyproximal, fastprox",
+    "CappedSimplex": "jaxopt (`projection_box_section`)",
+    "Cardinality": "pyproximal (l0 ball)",
+    "Convex": "TensorFlow Lattice",
+    "Concave": "TensorFlow Lattice",
+    "DoublyStochastic": "jaxopt (to a tolerance), geoopt (by Sinkhorn, not nearest)",
+    "Extensive": "morpholayers",
+    "GroupL1Ball": "chop",
+    "Halfspace": "optax, jaxopt, pyproximal, fastprox",
+    "Hyperplane": "optax, jaxopt, pyproximal, fastprox",
+    "L1Ball": "optax, jaxopt, chop, pyproximal, fastprox",
+    "L1Sphere": "optax, jaxopt",
+    "L2Ball": "optax, jaxopt, chop, pyproximal, fastprox",
+    "LInfBall": "optax, jaxopt, chop",
+    "MaxNorm": "Keras, torch (`renorm`), optax, jaxopt, chop, pyproximal, fastprox",
+    "MinMaxNorm": "Keras",
+    "Monotone": "TensorFlow Lattice, fastprox",
     "NonNeg": "Keras, optax, jaxopt, chop, pyproximal, fastprox",
     "NonPos": "morpholayers (with a lower bound)",
-    "Box": "optax, jaxopt, chop, pyproximal, fastprox",
-    "MaxNorm": "Keras, torch (`renorm`), optax, jaxopt, chop, pyproximal, fastprox (the ball)",
-    "UnitNorm": "Keras, optax, geotorch, geoopt",
-    "MinMaxNorm": "Keras",
+    "NuclearNorm": "chop, pyproximal, fastprox",
+    "Orthogonal": "geoopt; geotorch (as a reparametrisation)",
+    "Polyhedron": "jaxopt (by OSQP)",
+    "PositiveSemidefinite": "fastprox; geotorch (as a reparametrisation)",
+    "Quantized": "morpholayers (`Rounding`)",
+    "Rank": "geotorch (as a reparametrisation)",
+    "SecondOrderCone": "chop, fastprox",
     "Simplex": "optax, jaxopt, chop, pyproximal, fastprox",
+    "SkewSymmetric": "geotorch (as a reparametrisation)",
+    "SparseSimplex": "jaxopt",
+    "SpectralNorm": "fastprox; torch (`spectral_norm` forces 1, as a reparametrisation)",
+    "StructuringElement": "morpholayers",
+    "Symmetric": "geotorch (as a reparametrisation)",
+    "Transport": "jaxopt (to a tolerance)",
+    "Unimodal": "TensorFlow Lattice",
+    "UnitNorm": "Keras, optax, geotorch, geoopt",
 }
 
 
@@ -161,7 +222,7 @@ def draw(name: str, constraint: Any, layout: Callable[[Points], Any]) -> plt.Fig
     grid = np.stack(np.meshgrid(side, side), axis=-1).reshape(-1, 2)
     to = lambda p: BACK[layout](np.asarray(constraint.project(layout(p))))  # noqa: E731
     away = np.linalg.norm(grid - to(grid), axis=1).reshape(241, 241)
-    figure, axes = plt.subplots(figsize=(2.6, 2.6), dpi=90, layout="constrained")
+    figure, axes = plt.subplots(figsize=(2.6, 2.6), dpi=72, layout="constrained")
     axes.contourf(side, side, away, levels=[-1, 0.02], colors=["#4c86c6"])
     axes.contour(side, side, away, levels=np.linspace(0.25, 3, 12), colors="#cccccc", linewidths=0.5)
     angles = np.linspace(0.2, 0.2 + 2 * np.pi, 14, endpoint=False)

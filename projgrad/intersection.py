@@ -44,10 +44,10 @@ class Intersection(Constraint):
     - ``"orthant, then the other"``: signs or zeros with an l1 ball, a cardinality, ...
     - ``"dual root"``: any convex set with one linear condition or one ball.
     - ``"dykstra"``: convex sets. It stops where a bound of the error, ``sqrt(gap + ||x - y|| eps)``, is at most
-      ``sqrt(tolerance)`` times the norm of x (1e-3 in float32, 4e-8 in float64), and the point within the tolerance
-      of all sets; the true error is mostly far below. Its derivative is that of the last 10 sweeps.
-    - ``"alternating"``: by name only; one projection after the other, also for sets that are not convex. The result is a
-      point of all sets, if it gets there, but not the nearest one.
+      ``sqrt(tolerance)`` times the norm of x (1e-3 in float32, 4e-8 in float64), with the point in all sets up to the
+      tolerance; the true error is mostly far below. Its derivative is that of the last 10 sweeps.
+    - ``"alternating"``: by name only; one projection after the other, also for sets that are not convex. The result
+      is a point of all sets, if it gets there, but not the nearest one.
 
     Where the root or the algorithm does not converge, as for sets that have no point in common, it is an error if the
     numbers can be looked at; otherwise, as in compiled code, `residual` tells.

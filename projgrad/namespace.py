@@ -110,7 +110,7 @@ class Namespace:
         return self.linalg.solve(matrix, right)
 
     def require(self, ok: Array, message: str) -> None:
-        """Raise RuntimeError where an array of bools has a False, unless this is compiled or would wait for the device."""
+        """Raise RuntimeError where an array of bools has a False; not in compiled code, nor to wait for a device."""
         if not bool(self.all(ok)):
             raise RuntimeError(message)
 

@@ -4,15 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
-import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-
-# what torch.compile hands its graph to: "inductor" makes C++ of it, which takes seconds for each
-COMPILER = os.environ.get("PROJGRAD_TEST_COMPILER", "inductor")
 
 REAL = ("float16", "bfloat16", "float32", "float64")
 
@@ -93,7 +89,15 @@ def _compile_torch(function: Callable[..., Any]) -> Callable[..., Any]:
     import torch
 
     torch._dynamo.reset()
-    return torch.compile(function, fullgraph=True, backend=COMPILER)
+    return torch.compile(function, fullgraph=True)
+
+
+def _graph_torch(function: Callable[..., Any]) -> Callable[..., Any]:
+    """What torch.compile makes of a function, without the C++ that it writes for it, which takes seconds."""
+    import torch
+
+    torch._dynamo.reset()
+    return torch.compile(function, fullgraph=True, backend="aot_eager")
 
 
 def _gradient_torch(function: Callable[[Any], Any], x: Any, weights: Any) -> Any:
@@ -172,6 +176,7 @@ def _read_keras(x: Any) -> np.ndarray:
 NUMPY = Framework("numpy", "numpy", _numpy, wide, ("float16", "float32", "float64", "complex64", "complex128"))
 STRICT = Framework("strict", "array_api_strict", _strict, wide, ("float32", "float64", "complex64", "complex128"))
 TORCH = Framework("torch", "torch", _torch, _read_torch, compile=_compile_torch, gradient=_gradient_torch)
+TORCH_GRAPH = Framework("torch-graph", "torch", _torch, _read_torch, compile=_graph_torch, gradient=_gradient_torch)
 IN_PLACE = Framework("torch-in-place", "torch", _torch, _read_torch, project=_project_in_place)
 JAX = Framework("jax", "jax", _jax, wide, compile=_compile_jax, gradient=_gradient_jax, scope=_x64)
 TENSORFLOW = Framework(

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from typing import Any
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -10,11 +13,59 @@ from hypothesis import strategies as st
 import projgrad as pg
 from projgrad.precision import precision
 from tests.cases import Case, all_cases
-from tests.frameworks import FRAMEWORKS, KERAS, Framework, same
+from tests.frameworks import (
+    FRAMEWORKS,
+    IN_PLACE,
+    JAX,
+    KERAS,
+    NUMPY,
+    STRICT,
+    TENSORFLOW,
+    TORCH,
+    TORCH_GRAPH,
+    Framework,
+    same,
+)
 
 CASES = all_cases()
 cases = pytest.mark.parametrize("case", CASES, ids=repr)
 SEEDS = st.integers(0, 2**32 - 1)
+
+# What runs without "-m slow": every framework, and every dtype somewhere.
+QUICK = {
+    (NUMPY, "float16"),
+    (NUMPY, "float64"),
+    (STRICT, "float64"),
+    (TORCH, "bfloat16"),
+    (TORCH, "float64"),
+    (IN_PLACE, "float32"),
+    (JAX, "float32"),
+    (TENSORFLOW, "float32"),
+}
+PAIRS = [
+    pytest.param((f, dtype), id=f"{f}-{dtype}", marks=() if (f, dtype) in QUICK else pytest.mark.slow)
+    for f in FRAMEWORKS
+    for dtype in ("float16", "bfloat16", "float32", "float64")
+    if dtype in f.dtypes
+]
+
+
+def some(frameworks: Any, slow: tuple[Framework, ...]) -> Any:
+    """Runs a test on these frameworks, on some of them only with "-m slow"."""
+    chosen = [pytest.param(f, id=repr(f), marks=pytest.mark.slow if f in slow else ()) for f in frameworks]
+    return pytest.mark.parametrize("framework", chosen, indirect=True)
+
+
+everywhere = some(FRAMEWORKS, slow=(STRICT, KERAS))
+
+
+@pytest.fixture
+def pair(request: pytest.FixtureRequest) -> Iterator[tuple[Framework, str]]:
+    framework, dtype = request.param
+    if framework.missing:
+        pytest.skip(f"{framework.needs} is not installed")
+    with framework.scope():
+        yield framework, dtype
 
 
 def tolerances(case: Case, dtype: str, groups: np.ndarray) -> np.ndarray:
@@ -24,9 +75,11 @@ def tolerances(case: Case, dtype: str, groups: np.ndarray) -> np.ndarray:
 
 
 @cases
+@pytest.mark.parametrize("pair", PAIRS, indirect=True)
 @settings(max_examples=2)
 @given(seed=SEEDS)
-def test_the_nearest_point_of_the_set(framework: Framework, dtype: str, case: Case, seed: int) -> None:
+def test_the_nearest_point_of_the_set(pair: tuple[Framework, str], case: Case, seed: int) -> None:
+    framework, dtype = pair
     if precision(dtype).unit > 1e-6 and not case.low:
         pytest.skip("not for low precision")
     for shape in case.shapes:
@@ -50,6 +103,7 @@ def test_the_nearest_point_of_the_set(framework: Framework, dtype: str, case: Ca
 
 
 @cases
+@everywhere
 def test_the_violation_is_the_distance(framework: Framework, case: Case) -> None:
     for shape in case.shapes:
         groups = case.groups(1, shape)
@@ -60,6 +114,7 @@ def test_the_violation_is_the_distance(framework: Framework, case: Case) -> None
 
 
 @cases
+@everywhere
 def test_any_axes_give_what_the_last_ones_give(framework: Framework, case: Case) -> None:
     shape = case.shapes[-1]
     groups = case.groups(2, shape)[:6].reshape(2, 3, *shape)
@@ -73,22 +128,23 @@ def test_any_axes_give_what_the_last_ones_give(framework: Framework, case: Case)
 
 
 @cases
-@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
-def test_a_group_that_is_not_finite_becomes_nan(framework: Framework, case: Case, bad: float) -> None:
-    shape = case.shapes[-1]
-    groups = case.groups(3, shape)[:4]
+@everywhere
+def test_a_group_that_is_not_finite_becomes_nan(framework: Framework, case: Case) -> None:
+    groups = case.groups(3, case.shapes[-1])[:6]
     alone = framework.read(framework.project(case.constraint, framework.make(groups, "float32")))
-    groups[1].reshape(-1)[-1] = bad
+    for group, bad in zip(groups[1:4], (np.nan, np.inf, -np.inf), strict=True):
+        group.reshape(-1)[-1] = bad
     found = framework.read(framework.project(case.constraint, framework.make(groups, "float32")))
-    assert np.isnan(found[1]).all()
-    np.testing.assert_allclose(found[[0, 2, 3]], alone[[0, 2, 3]], rtol=1e-5, atol=1e-6 * np.nanmax(np.abs(alone)))
+    assert np.isnan(found[1:4]).all()
+    rest = alone[[0, 4, 5]]
+    np.testing.assert_allclose(found[[0, 4, 5]], rest, rtol=1e-5, atol=1e-6 * np.nanmax(np.abs(rest)))
 
 
 @cases
-@pytest.mark.parametrize("size", [1e-38, 1e-30, 1e15, 1e30])
-def test_huge_and_tiny_entries(framework: Framework, case: Case, size: float) -> None:
-    shape = case.shapes[-1]
-    groups = case.groups(4, shape)[[1, 4, 6]] * size
+@everywhere
+def test_huge_and_tiny_entries(framework: Framework, case: Case) -> None:
+    some_groups = case.groups(4, case.shapes[-1])[[1, 4, 6]]
+    groups = np.concatenate([some_groups * size for size in (1e-38, 1e-30, 1e15, 1e30)])
     x = framework.make(groups, "float32")
     y = framework.project(case.constraint, x)
     found = framework.read(y)
@@ -100,10 +156,8 @@ def test_huge_and_tiny_entries(framework: Framework, case: Case, size: float) ->
 
 
 @cases
-@pytest.mark.parametrize("framework", [f for f in FRAMEWORKS if f.compile], ids=repr)
+@some([TORCH, TORCH_GRAPH, JAX, TENSORFLOW], slow=(TORCH,))
 def test_compiled_and_eager_agree(framework: Framework, case: Case) -> None:
-    if framework.missing:
-        pytest.skip(f"{framework.needs} is not installed")
     shape = case.shapes[-1]
     groups = case.groups(5, shape)
     assert framework.compile is not None
@@ -115,10 +169,8 @@ def test_compiled_and_eager_agree(framework: Framework, case: Case) -> None:
 
 
 @cases
-@pytest.mark.parametrize("framework", [f for f in FRAMEWORKS if f.gradient], ids=repr)
+@some([f for f in FRAMEWORKS if f.gradient], slow=())
 def test_derivatives_are_those_of_differences(framework: Framework, case: Case) -> None:
-    if framework.missing:
-        pytest.skip(f"{framework.needs} is not installed")
     assert framework.gradient is not None
     shape = case.shapes[-1]
     rng = np.random.default_rng(6)
@@ -142,10 +194,8 @@ def test_derivatives_are_those_of_differences(framework: Framework, case: Case) 
 
 
 @cases
-@pytest.mark.parametrize("framework", [f for f in FRAMEWORKS if f.gradient], ids=repr)
+@some([f for f in FRAMEWORKS if f.gradient], slow=())
 def test_derivatives_are_finite_at_zero(framework: Framework, case: Case) -> None:
-    if framework.missing:
-        pytest.skip(f"{framework.needs} is not installed")
     assert framework.gradient is not None
     for values in (np.zeros((2, *case.shapes[-1])), np.ones((2, *case.shapes[-1]))):
         with framework.scope():

@@ -15,12 +15,12 @@ from tests.frameworks import FRAMEWORKS, Framework
 gradients = pytest.mark.parametrize("framework", [f for f in FRAMEWORKS if f.gradient], ids=repr)
 SETS = (
     pg.SpectralNorm(0.5),
-    pg.SpectralNorm(0.5, method="newton_schulz"),
-    pg.SpectralNorm(0.5, method="gram"),
+    pg.SpectralNorm(0.5, method="newton_schulz", steps=3),
+    pg.SpectralNorm(0.5, method="gram", steps=3),
     pg.NuclearNorm(0.5),
     pg.Rank(1),
     pg.Orthogonal(),
-    pg.Orthogonal(method="newton_schulz"),
+    pg.Orthogonal(method="newton_schulz", steps=3),
     pg.PositiveSemidefinite(),
     pg.Spectraplex(),
     pg.Correlation(),
@@ -194,7 +194,6 @@ def test_the_error_of_clipping_by_products(framework: Framework, shape: tuple[in
         method = pg.SpectralNorm(c, method="newton_schulz", steps=steps)
         found = framework.read(framework.project(method, framework.make(x, "float64")))
         assert np.linalg.norm(found - (u * np.minimum(s, c)) @ v.T, 2) <= error(steps) + 1e-12
-        assert (singular(found) >= np.minimum(np.sort(s)[::-1], c) - 1e-12).all()
     inside = framework.make(0.5 * x, "float64")
     assert np.array_equal(
         framework.read(framework.project(pg.SpectralNorm(2.0, method="newton_schulz"), inside)), 0.5 * x

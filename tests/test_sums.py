@@ -83,6 +83,22 @@ def test_the_largest_numbers_do_not_overflow(framework: Framework) -> None:
         np.testing.assert_allclose(found, [[0.0] * 4, [3e38, -3e38, 3e38, -3e38]], rtol=1e-6, atol=1e32)
 
 
+def test_the_smallest_products_are_not_lost(framework: Framework) -> None:
+    x = framework.make(np.full((1, 10_000), 1e-36), "float32")  # times a unit normal, less than the smallest number
+    found = framework.read(framework.project(pg.Hyperplane(np.ones(10_000)), x))
+    np.testing.assert_allclose(found, 0.0, atol=1e-38)
+
+
+def test_what_is_far_along_the_normal_still_comes_onto_the_plane(framework: Framework) -> None:
+    rng = np.random.default_rng(0)
+    normal = rng.standard_normal(30)
+    x = framework.make(1e6 * normal + rng.standard_normal((20, 30)), "float32")
+    for constraint in (pg.Hyperplane(normal, 0.5), pg.Halfspace(normal, 0.5)):
+        for y in framework.read(framework.project(constraint, x)):
+            off = abs(math.fsum(normal * y) - 0.5) / np.linalg.norm(normal)
+            assert off <= pg.tolerance("float32", 30, np.linalg.norm(y))
+
+
 def test_the_mean_of_many_entries_is_right_to_the_last_digits(framework: Framework) -> None:
     rng = np.random.default_rng(0)
     size = 100_000

@@ -145,6 +145,15 @@ def test_a_zero_goes_to_the_positive_side_of_the_l1_sphere(framework: Framework)
     np.testing.assert_allclose(found, [[1.25, 0.75], [-1.25, 0.75], [1.0, 1.0]], rtol=1e-6)
 
 
+def test_signs_hold_exactly(framework: Framework) -> None:
+    """What is outside by less than the tolerance is kept, but not on the wrong side of 0."""
+    x = framework.make(np.array([[-1e-9, 0.5, 0.5]]), "float32")
+    for constraint in (pg.Simplex(), pg.CappedSimplex()):
+        assert (framework.read(framework.project(constraint, x)) >= 0).all()
+    y = framework.project(pg.CappedSimplex(-1.0, -1.0, 0.0), framework.make(np.array([[1e-9, -0.5, -0.5]]), "float32"))
+    assert (framework.read(y) <= 0).all()
+
+
 # -- what others get wrong ----------------------------------------------------------------------------------------
 
 

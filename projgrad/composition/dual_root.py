@@ -74,7 +74,7 @@ def _twice(solve: Callable[[Array], tuple[Array, Array]], v: Array, xp: Namespac
     """
     y, _ = solve(v)
     again, error = solve(xp.stop_gradient(y))
-    return xp.graft(xp.stop_gradient(again), y), error
+    return (xp.graft(xp.stop_gradient(again), y) if xp.may_differentiate(v) else again), error
 
 
 def _onto_plane(
@@ -99,13 +99,12 @@ def _onto_plane(
     t = bracketed_root(lambda t: sign * gap(fixed - t * sign * normal), first, 1e-3 * xp.largest(v.dtype), xp)
     fixed = fixed - t * sign * normal
     y = point(part, fixed, xp)
-    slope = _slope(lambda t: gap(fixed - t * normal), 0.0 * start, norm_of(y, xp, axes) + xp.abs(goal), xp)
-    # the derivative of t is that of the gap, over the slope
-    v = xp.graft(fixed, v)
-    step = xp.where(active & (slope > _FLAT), gap(v) / xp.where(slope > _FLAT, slope, 1.0), 0.0)
-    v = v - (step - xp.stop_gradient(step)) * normal
-    y = point(part, v, xp)
-    found = along(xp.stop_gradient(y))
+    found = along(y)
+    if xp.may_differentiate(v):  # that of t is the one of the gap, over the slope
+        slope = _slope(lambda t: gap(fixed - t * normal), 0.0 * start, norm_of(y, xp, axes) + xp.abs(goal), xp)
+        v = xp.graft(fixed, v)
+        step = xp.where(active & (slope > _FLAT), gap(v) / xp.where(slope > _FLAT, slope, 1.0), 0.0)
+        y = point(part, v - (step - xp.stop_gradient(step)) * normal, xp)
     return y, xp.where(found > high, found - high, xp.where(found < low, low - found, 0.0))
 
 
@@ -125,12 +124,12 @@ def _onto_ball(
     # again, the projection moves by no more than its argument does
     first = xp.where(active, (radius - nearest) / xp.where(far > 0, far, 1.0), 0.0)
     s = bracketed_root(lambda s: radius - away(s, fixed), first, 1.0, xp)
-    slope = _slope(lambda s: -away(s, fixed), s, s, xp) / xp.where(far > 0, far, 1.0)  # at most 1
-    step = (radius - away(s, v)) / xp.where(far > 0, far, 1.0) / xp.where(slope > _FLAT, slope, 1.0)
-    s = s + xp.where(active & (slope > _FLAT), step - xp.stop_gradient(step), 0.0)
+    if xp.may_differentiate(v):
+        slope = _slope(lambda s: -away(s, fixed), s, s, xp) / xp.where(far > 0, far, 1.0)  # at most 1
+        step = (radius - away(s, v)) / xp.where(far > 0, far, 1.0) / xp.where(slope > _FLAT, slope, 1.0)
+        s = s + xp.where(active & (slope > _FLAT), step - xp.stop_gradient(step), 0.0)
     s = xp.where(active, s, xp.where(start > radius + over, 0.0 * s, one))
-    y = point(part, center + s * (v - center), xp)
-    y = xp.where(start > radius + over, y, point(part, v, xp))
+    y = point(part, xp.where(start > radius + over, center + s * (v - center), v), xp)
     over = norm_of(xp.stop_gradient(y) - center, xp, axes) - radius
     return y, xp.where(over > 0, over, 0.0)
 

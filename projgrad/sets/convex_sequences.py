@@ -102,10 +102,11 @@ class Spline:
         self.knots, self.xp, index = knots, xp, positions(like, xp)
         first = index == 0
         self.to, self.on = Runs(after(knots, xp), xp), Runs(knots, xp)  # pieces with the knot after, or before
-        self.before = self.on.scan(index, join=xp.minimum)
-        self.after = self.to.scan(index, back=True, join=xp.maximum)
-        self.length = xp.astype(xp.where(knots, 1, self.after - self.before), like.dtype)
-        self.part = xp.where(knots, 1.0, xp.astype(index - self.before, like.dtype) / self.length)
+        one = xp.ones_like(like)
+        done, left = self.on.scan(one) - 1.0, self.to.scan(one, back=True) - 1.0
+        self.before, self.after = index - xp.astype(done, index.dtype), index + xp.astype(left, index.dtype)
+        self.length = xp.where(knots, 1.0, done + left)
+        self.part = xp.where(knots, 1.0, done / self.length)
         inner = knots & ~first & (index < knots.shape[-1] - 1)
         self.inner, self.ends = inner, knots & ~inner
         self.near = (

@@ -84,9 +84,10 @@ class Polyhedron(VectorSet):
     The inequalities are those within the solutions of the equations, worked out once in double precision. The active
     set's solution comes from a tableau of m x m numbers per group, so a few dozen inequalities are a good number. It is
     solved again from its own result until nothing is violated, which gives back the digits that a far point loses.
-    Inequalities that are within about 0.002 (in double precision 1e-7) radians of the span of others that hold with
-    equality cannot be told from these. Where the tolerance is not reached, eager code raises RuntimeError; with the
-    compiler, in TensorFlow graphs and on a GPU nothing is raised, and `violation` of the result tells.
+    An inequality that is within about 0.001 (in double precision 5e-8) radians of the span of others that hold with
+    equality cannot be told from these. The result is certified: it is feasible, and the way to it is made of rows that
+    hold with equality, pointing outwards. Where it is not, RuntimeError is raised; compiled code, TensorFlow graphs and
+    PyTorch on a GPU raise nothing, and `violation` of the result tells.
 
     Args:
         A: m rows of n numbers, one per entry of a group (in row-major order, where `axis` has several axes).

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
 
 from projgrad.namespace import Array, Namespace
 
 __all__ = ["Runs", "after", "positions", "shifted"]
 
 
-class Runs:
-    """Stretches of neighbouring entries, to be added up each by itself.
+_SHORT = 64  # sequences up to here are added up by a mask for every entry, which is quicker
 
-    A scan takes about ``log2(n)`` steps over whole arrays. As no entries of different runs are added, no digits are lost
-    to a sum over all.
+
+class Runs:
+    """Stretches of neighbouring entries, to be added up each by itself, so that no digits are lost to a sum over all.
+
+    A scan takes about ``log2(n)`` steps over whole arrays, or a masked sum for every entry where sequences are short.
 
     Args:
         new: which entries are the first of a run; the first of all is.
@@ -21,30 +23,47 @@ class Runs:
     """
 
     def __init__(self, new: Array, xp: Namespace) -> None:
-        self.xp = xp
+        self.xp, self.short = xp, new.shape[-1] <= _SHORT
+        if self.short:
+            number = xp.cumulative_sum(xp.astype(new, xp.int32), axis=-1)
+            index = xp.cumulative_sum(xp.ones_like(number), axis=-1)
+            same = number[..., :, None] == number[..., None, :]
+            self.before = [same & (index[..., :, None] >= index[..., None, :])]
+            self.after = [same & (index[..., :, None] <= index[..., None, :])]
+            return
+        # in which entries those 1, 2, 4, ... places before, or after, are in the same run
         self.steps = [1 << k for k in range((new.shape[-1] - 1).bit_length())]
-        # in which entries those so many places before, or after, are in the same run
         same, self.before = ~new, []
         for by in self.steps:
             self.before.append(same)
             same = same & xp.roll(same, by, axis=-1)
         self.after = [xp.roll(same, -by, axis=-1) for same, by in zip(self.before, self.steps, strict=True)]
 
-    def scan(self, x: Array, back: bool = False, join: Callable[[Array, Array], Array] | None = None) -> Array:
-        """For every entry the sum of its run up to it, or from it on where `back`; or what `join` makes of two."""
+    def scan(self, x: Array, back: bool = False) -> Array:
+        """For every entry the sum of its run up to it, or from it on where `back`."""
+        xp, masks = self.xp, self.after if back else self.before
+        if self.short:
+            return xp.sum(xp.where(masks[0], x[..., None, :], 0.0), axis=-1)
+        for by, same in zip(self.steps, masks, strict=True):
+            x = x + xp.where(same, xp.roll(x, -by if back else by, axis=-1), 0.0)
+        return x
+
+    def most(self, x: Array) -> Array:
+        """For every entry the largest of its run."""
         xp = self.xp
-        for by, same in zip(self.steps, self.after if back else self.before, strict=True):
-            near = xp.roll(x, -by if back else by, axis=-1)
-            x = x + xp.where(same, near, 0) if join is None else xp.where(same, join(x, near), x)
+        if self.short:
+            return xp.max(xp.where(self.before[0] | self.after[0], x[..., None, :], -math.inf), axis=-1)
+        for masks, sign in ((self.before, 1), (self.after, -1)):
+            for by, same in zip(self.steps, masks, strict=True):
+                x = xp.where(same, xp.maximum(x, xp.roll(x, sign * by, axis=-1)), x)
         return x
 
     def sums(self, x: Array) -> Array:
         """For every entry the sum over its run."""
+        if self.short:
+            xp = self.xp
+            return xp.sum(xp.where(self.before[0] | self.after[0], x[..., None, :], 0.0), axis=-1)
         return self.scan(x) + (self.scan(x, back=True) - x)
-
-    def most(self, x: Array) -> Array:
-        """For every entry the largest of its run."""
-        return self.scan(self.scan(x, join=self.xp.maximum), back=True, join=self.xp.maximum)
 
     def means(self, x: Array) -> Array:
         """For every entry the mean of its run."""

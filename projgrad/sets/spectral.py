@@ -29,8 +29,8 @@ class SpectralNorm(PairSet):
     Two approximate methods use nothing but products of matrices, which graphics processors prefer:
 
     - ``"newton_schulz"`` clips too, by polynomials. Every singular value is off by at most e times the largest one,
-      besides rounding, where e is 3e-3, 1.1e-4, 3.6e-6 and 1.1e-7 with 8, 12, 16 and 20 steps. Values below the bound
-      are never lowered and those above it never clipped below it, so that projecting again comes closer.
+      besides rounding, where e is 3e-3, 1.1e-4, 3.6e-6 and 1.1e-7 with 8, 12, 16 and 20 steps. Projecting again may
+      therefore change the result, by as much.
     - ``"gram"`` scales the whole matrix down, by a bound of its largest singular value that is too large by a factor of
       at most ``k**(1 / 2**(steps + 2))``, where k is the smaller side: 1.0005 with 12 steps and k = 4096. The result is
       in the set, but not the nearest point: all singular values shrink by the same factor. A matrix is left alone when

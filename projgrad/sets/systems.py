@@ -1,4 +1,4 @@
-"""Linear systems, made ready once in double precision: orthonormal rows, what equations leave of inequalities, emptiness."""
+"""Linear systems, made ready once in double precision: orthonormal rows, what equations leave free, emptiness."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def unit_rows(rows: np.ndarray, offsets: np.ndarray) -> tuple[np.ndarray, np.nda
 
 
 def row_space(rows: np.ndarray, offsets: np.ndarray) -> tuple[np.ndarray, np.ndarray] | None:
-    """An orthonormal basis Q and the c for which ``Q x = c`` has the solutions of ``rows x = offsets``; None if none."""
+    """Orthonormal rows Q and the c for which ``Q x = c`` has the solutions of ``rows x = offsets``; None if none."""
     rows, offsets, _ = unit_rows(rows, offsets)
     u, s, q = np.linalg.svd(rows, full_matrices=False)
     rank = int(np.sum(s > _DEPENDENT * max(rows.shape)))

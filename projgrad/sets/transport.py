@@ -64,13 +64,13 @@ class Transport(_WithSums):
     """The transport polytope ``{X : X >= 0, X 1 = row_sums, X' 1 = column_sums}``, for every matrix in `axis`.
 
     Convex. To a tolerance: ``max(X - a - b, 0)``, with the a per row and b per column by semismooth Newton on the dual;
-    the error is at most `projgrad.tolerance`. Cost: O(m n log n + n^3) per evaluation for m >= n, 10 to 150
-    of them.
+    the error is at most `projgrad.tolerance`. Cost: O(m n log n + n^3) per evaluation for m >= n, about 10 of them
+    where the entries are as large as the sums and 30 to 100 where they are much larger; a few hundred were the most.
 
     The entries are taken as if they were small and grow to their size, since a problem with large entries (a linear
     program in the limit) is then solved from one that is nearly the same. Where they exceed the sums by so much that
     the entries' own rounding, as `projgrad.tolerance` counts it, is larger than the whole set, they are made smaller.
-    With the compiler, in TensorFlow graphs and on a GPU nothing is raised; `violation` of the result tells.
+    Compiled code, TensorFlow graphs and PyTorch on a GPU raise nothing; `violation` of the result tells.
 
     Args:
         row_sums: m numbers of at least 0.
@@ -162,9 +162,9 @@ def with_sums(v: Array, rows: Array, columns: Array, scale: float, xp: Namespace
 def _newton(u: Array, live: Array, rows: Array, columns: Array, unit: float, xp: Namespace) -> tuple[Array, Array]:
     """`u` less numbers per row and per column such that its positive part has the sums; and whether it has.
 
-    The rows' numbers are the exact solution for given ones of the columns, which take Newton's steps. A ridge that grows
-    when a step goes too far, and shrinks when it does not, keeps these short. A level is the part of their size that
-    the entries have for now.
+    The rows' numbers are the exact solution for given ones of the columns, which take Newton's steps. A ridge that
+    grows when a step goes too far, and shrinks when it does not, keeps these short. A level is the part of their size
+    that the entries have for now.
     """
 
     def step(go: Array, base: Array, d: Array, ridge: Array, slope: Array, level: Array) -> tuple[Array, ...]:

@@ -60,6 +60,5 @@ CASES = [
             (np.array([[1.0, 2.0, 0.0, -1.0], [0.0, 1.0, 1.0, 3.0]]), 0.0),
         )
     ),
-    case(pg.Polyhedron(rng.standard_normal((6, 4)), [0.5, 1.0, 0.2, 0.9, 0.7, 0.1])),
-    case(pg.Polyhedron(rng.standard_normal((5, 40)), 0.0, np.ones((1, 40)), 1.0)),
+    case(pg.Polyhedron(rng.standard_normal((5, 40)), [0.5, 1.0, 0.0, 0.9, -0.1], np.ones((1, 40)), 1.0)),
 ]
