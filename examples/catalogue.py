@@ -186,10 +186,10 @@ def page(drawn: dict[str, Drawn]) -> str:
     lines = [
         "# The sets",
         "",
-        "Made by `python examples/catalogue.py` from the docstrings. Every set runs on NumPy and whatever follows the array",
-        "API standard, PyTorch (as a function, in place and compiled), JAX, TensorFlow and Keras, in float16, bfloat16,",
-        "float32 and float64, for all groups at once along any axes. In the pictures the set is blue, and lines lead from",
-        "points to their nearest ones.",
+        "Made by `python examples/catalogue.py` from the docstrings. Every set runs on NumPy and whatever follows the",
+        "array API standard, PyTorch (as a function, in place and compiled), JAX, TensorFlow and Keras, in float16,",
+        "bfloat16, float32 and float64, for all groups at once along any axes. In the pictures the set is blue, and",
+        "lines lead from points to their nearest ones.",
         "",
         "| set | convex | exact | who else has it |",
         "| --- | --- | --- | --- |",
@@ -216,7 +216,7 @@ def _call(name: str) -> str:
     return f"{name}({', '.join(given)})"
 
 
-def draw(name: str, constraint: Any, layout: Callable[[Points], Any]) -> plt.Figure:
+def draw(name: str, constraint: Any, layout: Callable[[Points], Any]) -> Any:
     """The set in the plane, and some points with their nearest ones."""
     side = np.linspace(-REACH, REACH, 241)
     grid = np.stack(np.meshgrid(side, side), axis=-1).reshape(-1, 2)

@@ -42,7 +42,7 @@ def test_the_last_entry_is_the_bound(x, expected):
 
 
 @pytest.mark.parametrize("slope", [0.0, 1e-30, 1e-3, 1.0, 7.0, 1e30])
-@pytest.mark.parametrize("size", [1e-30, 1.0, 3e37])
+@pytest.mark.parametrize("size", [1e-30, 1.0, 8e37])
 def test_any_slope_and_size(slope, size):
     x = np.random.default_rng(0).standard_normal((50, 6))
     y = np.asarray(pg.SecondOrderCone(slope).project((x * size).astype("float32")), "float64") / size
@@ -55,6 +55,12 @@ def test_any_slope_and_size(slope, size):
     way = start - y
     np.testing.assert_allclose((way * y).sum(1), 0, atol=1e-5)
     assert np.all(slope / (1 + slope) * np.linalg.norm(way[:, :-1], axis=1) <= -way[:, -1] / (1 + slope) + 1e-5)
+
+
+def test_a_norm_that_is_infinite_in_single_precision():
+    x = np.array([2.5, 2.5, 1.0])
+    y = pg.SecondOrderCone().project((1e38 * x).astype("float32"))
+    np.testing.assert_allclose(y, 1e38 * pg.SecondOrderCone().project(x), rtol=1e-6)
 
 
 def test_slope_zero_is_the_ray_and_a_single_entry_the_half_line():

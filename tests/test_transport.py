@@ -107,6 +107,25 @@ def test_given_sums(shape, scale):
         assert optimality(group, y) <= 1e-13 * scale
 
 
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_given_sums_of_far_points(monkeypatch, dtype):
+    # a vertex, where nearly no step stays within the support it was made for
+    count = evaluations(monkeypatch)
+    rng = np.random.default_rng(1)
+    rows, columns = rng.random(50) + 0.01, rng.random(50) + 0.01
+    columns *= rows.sum() / columns.sum()
+    y = pg.Transport(rows, columns).project((1e6 * rng.standard_normal((50, 50))).astype(dtype)).astype("float64")
+    assert count[0] <= 250
+    assert (y > 0).sum() <= 99
+    np.testing.assert_allclose(y.sum(1), rows, rtol=8 * np.finfo(dtype).eps)
+    np.testing.assert_allclose(y.sum(0), columns, rtol=8 * np.finfo(dtype).eps, atol=4 * np.finfo(dtype).eps)
+
+
+def test_no_entry_stays_negative():
+    x = np.array([[0.5, 0.5, -1e-12], [0.5, 0.5, 0.0], [0.0, 0.0, 1.0]], "float32")
+    assert np.all(pg.DoublyStochastic().project(x) >= 0)
+
+
 def test_doubly_stochastic_is_transport_with_sums_of_one():
     x = np.random.default_rng(3).standard_normal((2, 7, 7))
     ones = pg.Transport(np.ones(7), np.ones(7))

@@ -44,7 +44,11 @@ def affine_and_shell(v: Array, flat: Constraint, low: Any, high: Any, xp: Namesp
         size = norm_of(away, xp, axes)
         fallback = away / xp.where(size > 0, size, 1.0)
     top = xp.ones_like(near) * high if isinstance(high, float) and math.isinf(high) else rest(high)
-    return origin + _scaled(point(flat, v, xp) - origin, rest(low), top, fallback, xp, axes)
+    for _ in range(
+        2
+    ):  # the second time from around the norm, where the digits that are left of a short vector are enough
+        v = origin + _scaled(point(flat, v, xp) - origin, rest(low), top, fallback, xp, axes)
+    return v
 
 
 def orthant_and_shell(
@@ -95,7 +99,7 @@ def shell_and_box(
     all of the box that has this norm.
     """
     infinite = isinstance(high, float) and math.isinf(high)
-    unit = 0.0 * xp.stop_gradient(v[(slice(0, 1),) * len(v.shape)]) + (low if infinite else high)
+    unit = xp.zeros_like(v[(slice(0, 1),) * len(v.shape)]) + (low if infinite else high)
     unit = xp.where(unit > 0, unit, 1.0)  # so that squares are around 1
     below, above = lower / unit, upper / unit
     inside = _clip(v, lower, upper, xp)

@@ -127,8 +127,8 @@ def signs_of(part: Constraint) -> float | FrozenArray | None:
 
 def native_bounds(bounds: tuple[Any, Any], v: Array, xp: Namespace) -> tuple[Array, Array]:
     """Bounds as arrays of the framework, which broadcast to `v`."""
-    one = 0.0 * v[(slice(0, 1),) * len(v.shape)]
-    lower, upper = (xp.constant(b, v) if isinstance(b, FrozenArray) else one + b for b in bounds)
+    zero = _zero(v, xp)
+    lower, upper = (xp.constant(b, v) if isinstance(b, FrozenArray) else zero + b for b in bounds)
     return lower, upper
 
 
@@ -176,7 +176,11 @@ class Plane(NamedTuple):
         if self.normal is not None:
             return group_values(self.normal, v, xp, axes), self.low / self.length, self.high / self.length
         length = math.sqrt(group_size(v.shape, axes))
-        return 0.0 * v[(slice(0, 1),) * len(v.shape)] + 1 / length, self.low / length, self.high / length
+        return _zero(v, xp) + 1 / length, self.low / length, self.high / length
+
+
+def _zero(v: Array, xp: Namespace) -> Array:
+    return xp.zeros_like(v[(slice(0, 1),) * len(v.shape)])
 
 
 def group_values(values: FrozenArray, v: Array, xp: Namespace, axes: tuple[int, ...]) -> Array:

@@ -83,7 +83,7 @@ def _convex(v: Array, xp: Namespace) -> Array:
     mean, middle = xp.accurate_sum(x, (-1,)) / n, xp.astype(index, v.dtype) - (n - 1) / 2
     line = mean + middle * (xp.accurate_sum(middle * (x - mean), (-1,)) / (n * (n * n - 1) / 12))
     knots, y = _fit(x - line, ends, xp)
-    return xp.with_derivative((line + y) * scale, v, lambda d: Spline(knots, d, xp).fit(d))
+    return xp.with_derivative((line + y) * scale, v, lambda d: Spline(knots, x, xp).fit(d))
 
 
 class Spline:
@@ -129,11 +129,11 @@ class Spline:
         equation's neighbours out of it, and theirs, twice as far away each time.
         """
         xp, part, rest = self.xp, self.part, 1.0 - self.part
-        up = self.to.scan(xp.stack([part * x, part * part, part * rest]))
-        down = self.on.scan(xp.stack([rest * x, rest * rest, part * rest]), back=True)
-        right = xp.where(self.knots, up[0, ...] + down[0, ...], 0.0)
-        diagonal = xp.where(self.knots, up[1, ...] + down[1, ...], 1.0)
-        lower, upper = xp.where(self.knots, up[2, ...], 0.0), xp.where(self.knots, down[2, ...], 0.0)
+        up = self.to.scan(xp.stack([part * part, part * rest]))
+        down = self.on.scan(xp.stack([rest * rest, part * rest]), back=True)
+        right = xp.where(self.knots, self.to.scan(part * x) + self.on.scan(rest * x, back=True), 0.0)
+        diagonal = xp.where(self.knots, up[0, ...] + down[0, ...], 1.0)
+        lower, upper = xp.where(self.knots, up[1, ...], 0.0), xp.where(self.knots, down[1, ...], 0.0)
         before, after = self.near
         by = 1
         while by < x.shape[-1]:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import math
-from functools import lru_cache
 
 from projgrad.namespace import Array, Namespace
 from projgrad.precision import precision
 from projgrad.sets.decomposition import scaled
 
-__all__ = ["below_bound", "clipped_values", "error", "polar_factor"]
+__all__ = ["below_bound", "clipped_values", "error", "polar_factor", "prepare"]
 
 _ROOM = 1.01  # by how much the iteration is kept away from 1, beyond which it turns back to 0
 
@@ -51,36 +50,46 @@ def clipped_values(v: Array, most: float, steps: int, xp: Namespace) -> Array:
     return xp.matrix_transpose(y) if wide else y
 
 
-@lru_cache
+def prepare(steps: int) -> None:
+    """Find the factors of so many steps; when a constraint is made, so that no compiler looks into the search."""
+    if steps not in _FACTORS:
+        low, high = -60.0, 0.0
+        for _ in range(60):
+            middle = (low + high) / 2
+            reached = 1 - _search(math.exp(middle), steps)[1] <= math.exp(middle)
+            low, high = (low, middle) if reached else (middle, high)
+        _ERRORS[steps] = math.exp(high)
+        _FACTORS[steps] = _search(_ERRORS[steps], steps)[0]
+
+
 def error(steps: int) -> float:
     """The e for which so many steps take all of [e, 1] to [1 - e, 1]."""
-    low, high = -60.0, 0.0
-    for _ in range(60):
-        middle = (low + high) / 2
-        least = math.exp(middle)
-        for factor in _factors(least, steps):
-            least = _step(least, factor)
-        low, high = (low, middle) if 1 - least <= math.exp(middle) else (middle, high)
-    return math.exp(high)
+    prepare(steps)
+    return _ERRORS[steps]
 
 
-def _factors(least: float, steps: int) -> list[float]:
-    """What to multiply by before each step x (3 - x^2) / 2, so that the least of [least, 1] grows most."""
+def _search(least: float, steps: int) -> tuple[list[float], float]:
+    """What to multiply by before each step, so that the least of [least, 1] grows most; and what becomes of it."""
     found = []
     for _ in range(steps):
         found.append(math.sqrt(3 / (1 + least + least * least)))
         least = _step(least, found[-1])
-    return found
+    return found, least
 
 
 def _step(x: float, factor: float) -> float:
     return factor * x * (3 - (factor * x) ** 2) / 2
 
 
+_ERRORS: dict[int, float] = {}
+_FACTORS: dict[int, list[float]] = {}
+
+
 def _signs(z: Array, steps: int, xp: Namespace) -> Array:
     """``U sign(s) V'`` of ``z = U s V'`` with s in [-1, 1]."""
     wide = z.shape[-2] < z.shape[-1]
-    for factor in _factors(error(steps), steps):
+    prepare(steps)
+    for factor in _FACTORS[steps]:
         z = factor * z
         across = xp.matrix_transpose(z)
         z = 1.5 * z - 0.5 * (xp.matmul(xp.matmul(z, across), z) if wide else xp.matmul(z, xp.matmul(across, z)))

@@ -9,7 +9,7 @@ from projgrad.coupled import PairSet
 from projgrad.namespace import Array, Namespace
 from projgrad.registry import register
 from projgrad.sets.decomposition import ACCURACY, Values, by_singular_values
-from projgrad.sets.iterations import polar_factor
+from projgrad.sets.iterations import polar_factor, prepare
 from projgrad.values import set_choice, set_count
 
 __all__ = ["Orthogonal"]
@@ -59,6 +59,8 @@ class Orthogonal(PairSet):
         super().__post_init__()
         set_choice(self, "method", ("svd", "newton_schulz"))
         set_count(self, "steps", least=1)
+        if self.method == "newton_schulz":
+            prepare(self.steps)
 
     def nearest(self, v: Array, xp: Namespace) -> Array:
         if self.method == "newton_schulz":

@@ -16,7 +16,7 @@ from projgrad.registry import register
 from projgrad.sets.active_set import below
 from projgrad.sets.decomposition import eye
 from projgrad.sets.systems import inside_of_equations, is_empty, onto_equations, products, row_space
-from projgrad.values import set_array
+from projgrad.values import native_value, set_array
 
 __all__ = ["Affine", "Polyhedron"]
 
@@ -56,19 +56,14 @@ class Affine(VectorSet):
         if found is None:
             raise ValueError("Affine: the equations A x = b contradict each other")
         object.__setattr__(self, "_q", FrozenArray(found[0]))
-        if isinstance(self.b, FrozenArray):
-            object.__setattr__(self, "_c", FrozenArray(found[1]))
-        else:  # what to multiply the number by, which may change with the step
-            ones = row_space(rows, np.ones(len(rows)))
-            object.__setattr__(self, "_c", FrozenArray(np.zeros_like(found[1]) if ones is None else ones[1]))
+        object.__setattr__(self, "_c", FrozenArray(_for_one(rows, self.b, found[1])))
 
     def check_sizes(self, *sizes: int) -> None:
         _check_length(self, sizes[0])
 
     def nearest(self, v: Array, xp: Namespace) -> Array:
         q, c = (xp.constant(getattr(self, name), v) for name in ("_q", "_c"))
-        if not isinstance(self.b, FrozenArray):
-            c = c * self.b
+        c = c * _factor(self.b, v, xp)
         return xp.reshape(onto_equations(xp.reshape(v, (-1, v.shape[-1])), q, c, xp), v.shape)
 
 
@@ -130,21 +125,27 @@ class Polyhedron(VectorSet):
             q, c = found
         elif self.d is not None:
             raise ValueError("Polyhedron: d is given without C")
-        left = inside_of_equations(rows, offsets, q, c)
-        if left is None or is_empty(*left):
+        left, bounds, impossible = inside_of_equations(rows, offsets, q, c)
+        if impossible or is_empty(left, bounds):
             raise ValueError("Polyhedron: no point has A x <= b" + (" and C x = d" if len(q) else ""))
-        for name, value in (("_q", q), ("_c", c), ("_rows", left[0]), ("_offsets", left[1])):
+        # the bounds are _of_b + _of_d, times the numbers b and d where they are such, which may change with the step
+        if len(q):
+            c = _for_one(np.asarray(self.C), self.d, c)
+        one = np.ones(len(rows)) if isinstance(self.b, float) else offsets
+        of_b, of_d = inside_of_equations(rows, one, q, 0 * c)[1], inside_of_equations(rows, 0 * one, q, c)[1]
+        made = {"_q": q, "_c": c, "_rows": left, "_of_b": of_b, "_of_d": of_d, "_gram": left @ left.T}
+        for name, value in (made | {"_index": np.arange(len(left))}).items():
             object.__setattr__(self, name, FrozenArray(value))
-        object.__setattr__(self, "_gram", FrozenArray(left[0] @ left[0].T))
-        object.__setattr__(self, "_rank", int(np.linalg.matrix_rank(left[0], tol=1e-11)) if len(left[0]) else 0)
-        object.__setattr__(self, "_index", FrozenArray(np.arange(len(left[0]))))
+        object.__setattr__(self, "_rank", int(np.linalg.matrix_rank(left, tol=1e-11)) if len(left) else 0)
 
     def check_sizes(self, *sizes: int) -> None:
         _check_length(self, sizes[0])
 
     def nearest(self, v: Array, xp: Namespace) -> Array:
-        names = ("_q", "_c", "_rows", "_offsets", "_gram", "_index")
-        q, c, rows, offsets, gram, index = (xp.constant(getattr(self, name), v) for name in names)
+        names = ("_q", "_c", "_rows", "_of_b", "_of_d", "_gram", "_index")
+        q, c, rows, of_b, of_d, gram, index = (xp.constant(getattr(self, name), v) for name in names)
+        c, of_d = c * _factor(self.d, v, xp), of_d * _factor(self.d, v, xp)
+        offsets = of_b * _factor(self.b, v, xp) + of_d
         equations = self._q.shape[0] > 0  # type: ignore[attr-defined]
 
         def onto(x: Array, c: Array) -> Array:
@@ -189,6 +190,19 @@ def _system(constraint: Any, rows: str, offsets: str) -> tuple[np.ndarray, np.nd
     if right.shape not in ((), (len(matrix),)):
         raise ValueError(f"{kind}: {offsets} must be a number or {len(matrix)} of them, one per row of {rows}")
     return matrix, np.broadcast_to(right, (len(matrix),))
+
+
+def _for_one(rows: np.ndarray, offsets: float | FrozenArray, c: np.ndarray) -> np.ndarray:
+    """The c of ``rows x = offsets``, as `row_space` gives it; in the place of a number that of 1."""
+    if isinstance(offsets, FrozenArray):
+        return c
+    found = row_space(rows, np.ones(len(rows)))
+    return np.zeros_like(c) if found is None else found[1]
+
+
+def _factor(offsets: Any, v: Array, xp: Namespace) -> Any:
+    """What to multiply by where a number is meant for all rows, and 1 where each has its own."""
+    return 1.0 if offsets is None or isinstance(offsets, FrozenArray) else native_value(offsets, v, xp)
 
 
 def _check_length(constraint: Any, size: int) -> None:

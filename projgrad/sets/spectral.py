@@ -9,7 +9,7 @@ from projgrad.coupled import PairSet
 from projgrad.namespace import Array, Namespace
 from projgrad.registry import register
 from projgrad.sets.decomposition import ACCURACY, Values, by_singular_values
-from projgrad.sets.iterations import below_bound, clipped_values
+from projgrad.sets.iterations import below_bound, clipped_values, prepare
 from projgrad.sets.thresholds import above_threshold
 from projgrad.values import set_choice, set_count, set_number
 
@@ -66,6 +66,8 @@ class SpectralNorm(PairSet):
         set_number(self, "max_value", least=0, what="a norm")
         set_choice(self, "method", ("svd", "newton_schulz", "gram"))
         set_count(self, "steps", least=1)
+        if self.method == "newton_schulz":
+            prepare(self.steps)
 
     def nearest(self, v: Array, xp: Namespace) -> Array:
         if self.method == "gram":

@@ -36,18 +36,20 @@ def row_space(rows: np.ndarray, offsets: np.ndarray) -> tuple[np.ndarray, np.nda
 
 def inside_of_equations(
     rows: np.ndarray, offsets: np.ndarray, q: np.ndarray, c: np.ndarray
-) -> tuple[np.ndarray, np.ndarray] | None:
-    """The inequalities ``rows x <= offsets`` within ``q x = c``, with rows of norm 1 there; None if one cannot hold."""
+) -> tuple[np.ndarray, np.ndarray, bool]:
+    """The inequalities ``rows x <= offsets`` within ``q x = c``, with rows of norm 1 there, and whether one cannot hold.
+
+    The offsets are linear in those given and in c; rows that q determines are left out.
+    """
     rows, offsets, _ = unit_rows(rows, offsets)
     size = np.abs(offsets) + np.linalg.norm(c)
     offsets = offsets - (rows @ q.T) @ c
     for _ in range(2):  # what rounding left
         rows = rows - (rows @ q.T) @ q
     left = np.linalg.norm(rows, axis=1) > _DEPENDENT * rows.shape[1]
-    if np.any(~left & (offsets < -_EMPTY * size)):
-        return None
+    impossible = bool(np.any(~left & (offsets < -_EMPTY * size)))
     rows, offsets, _ = unit_rows(rows[left], offsets[left])
-    return rows, offsets
+    return rows, offsets, impossible
 
 
 def is_empty(rows: np.ndarray, offsets: np.ndarray) -> bool:

@@ -73,14 +73,14 @@ def _pieces(v: Array, sign: Array, xp: Namespace) -> tuple[Runs, Array, Array]:
     With the `push`, the variation is ``-sum(push * y)``, and the nearest point for a multiplier l is ``mean + l * push``.
     """
     runs = Runs(after(sign != 0, xp), xp)
-    sums = runs.sums(xp.stack([v, sign - shifted(sign, 1, xp), xp.ones_like(v)]))
-    return runs, sums[0, ...] / sums[2, ...], sums[1, ...] / sums[2, ...]
+    size = runs.sums(xp.ones_like(v))
+    return runs, runs.sums(v) / size, runs.sums(sign - shifted(sign, 1, xp)) / size
 
 
 def _multiplier(mean: Array, push: Array, radius: float, xp: Namespace) -> Array:
-    """The multiplier for which ``mean + l * push`` has the variation `radius`; 0 where there is nothing to push."""
+    """The multiplier l for which ``mean + l * push`` has the variation `radius`; 0 where there is nothing to push."""
     squares = xp.accurate_sum(push * push, (-1,))
-    return -(xp.accurate_sum(push * mean, (-1,)) + radius) / xp.where(squares > 0, squares, math.inf)
+    return (-radius - xp.accurate_sum(push * mean, (-1,))) / xp.where(squares > 0, squares, math.inf)
 
 
 def _string(v: Array, jumps: Array, last: Array, outside: Array, radius: float, xp: Namespace) -> tuple[Array, Array]:

@@ -128,6 +128,7 @@ def rows_and_columns(v: np.ndarray, radius: float) -> np.ndarray:
     options = {"maxiter": 20_000, "ftol": 1e-16, "gtol": 1e-13, "maxcor": 30}
     z = minimize(dual, np.zeros(m + n), jac=True, bounds=[(0, None)] * (m + n), method="L-BFGS-B", options=options).x
     on = z > 1e-7
+    z = np.where(on, z, 0.0)
     for _ in range(30 if on.any() else 0):
         x, q = divided(z)
         w = -2 * x * x / q
