@@ -28,7 +28,7 @@ from tests.frameworks import (
 )
 
 CASES = all_cases()
-cases = pytest.mark.parametrize("case", CASES, ids=repr)
+cases = pytest.mark.parametrize("case", CASES, ids=lambda case: repr(case.constraint))
 SEEDS = st.integers(0, 2**32 - 1)
 
 # What runs without "-m slow": every framework, and every dtype somewhere.

@@ -15,7 +15,7 @@ from tests.cases.sequences import convex, in_parts, in_variation, pooled, turnin
 
 
 @pytest.mark.parametrize(
-    "make, error, message",
+    ("make", "error", "message"),
     [
         (lambda: pg.Monotone(1), TypeError, "Monotone: increasing=1 is not a bool"),
         (lambda: pg.Monotone(lower=2.0, upper=1.0), ValueError, "must not exceed"),
@@ -160,7 +160,8 @@ def test_equivalences() -> None:
 def test_bounds_of_0_and_the_order_hold_exactly() -> None:
     x = np.array([-1e-9, 1.0, 1.0 - 1e-7, 2.0], np.float32)
     y = pg.Monotone(lower=0.0).project(x)
-    assert y[0] == 0 and np.all(np.diff(y) >= 0)
+    assert y[0] == 0
+    assert np.all(np.diff(y) >= 0)
     assert not pg.Monotone().contains(x)
     x = np.array([0.0, 1.0, 1.0 - 1e-7, 1.0, 0.0], np.float32)
     assert turning_once(pg.Unimodal().project(x)) == 0

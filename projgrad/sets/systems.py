@@ -37,7 +37,7 @@ def row_space(rows: np.ndarray, offsets: np.ndarray) -> tuple[np.ndarray, np.nda
 def inside_of_equations(
     rows: np.ndarray, offsets: np.ndarray, q: np.ndarray, c: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, bool]:
-    """The inequalities ``rows x <= offsets`` within ``q x = c``, with rows of norm 1 there, and whether one cannot hold.
+    """The inequalities ``rows x <= offsets`` within ``q x = c``, by rows of norm 1 there; and whether one cannot hold.
 
     The offsets are linear in those given and in c; rows that q determines are left out.
     """

@@ -11,7 +11,7 @@ from tests.cases import Case
 from tests.cases.spectral import of_singular_values, singular
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class FullRank(Case):
     """Groups with one nearest point: on others, two code paths may differ (`tests/test_orthogonal.py`)."""
 
