@@ -23,9 +23,9 @@ class Convex(VectorSet):
     """The convex sequences ``{x : x[i-1] - 2 x[i] + x[i+1] >= 0}``, for every group of entries along `axis`.
 
     Convex. Exact: the least squares fit that is straight between knots, by an active set method that adds a knot to
-    every piece at once. Cost: O(n log n) per round, of which 60 were the most seen in 1,000 entries, and 516 in 10,000; after
-    1,000 it stops, short of the nearest point. What is left of the second differences by rounding is within the
-    tolerance.
+    every piece at once. Cost: O(n log n) per round, of which 60 were the most seen in 1,000 entries, and 516 in
+    10,000; after 1,000 it stops, short of the nearest point. What is left of the second differences by rounding is
+    within the tolerance.
 
     Args:
         axis: the axis of the sequence: an int; of a tuple, None (all) or "incoming", the entries in row-major order.
@@ -34,8 +34,8 @@ class Convex(VectorSet):
     Raises:
         ValueError: `rate` is outside (0, 1].
 
-    Source: Groeneboom, Jongbloed and Wellner, The support reduction algorithm, Scandinavian J. Statistics 35 (2008), for
-    the knots; Lawson and Hanson, Solving Least Squares Problems (1974), chapter 23, for giving them up.
+    Source: Groeneboom, Jongbloed and Wellner, The support reduction algorithm, Scandinavian J. Statistics 35 (2008),
+    for the knots; Lawson and Hanson, Solving Least Squares Problems (1974), chapter 23, for giving them up.
     """
 
     axis: Axis = -1
@@ -90,8 +90,8 @@ def _convex(v: Array, xp: Namespace) -> Array:
 class Spline:
     """The sequences that are straight between knots, of which the first and the last entry are two.
 
-    A hat is the one that is 1 at a knot and 0 at the others. An entry is a `part` of the way, of some `length`, from the
-    knot `before` it to the one `after` it; at a knot, it is at the end of the way.
+    A hat is the one that is 1 at a knot and 0 at the others. An entry is a `part` of the way, of some `length`, from
+    the knot `before` it to the one `after` it; at a knot, it is at the end of the way.
 
     Args:
         knots: which entries are knots.
@@ -171,10 +171,10 @@ class Spline:
 def _fit(x: Array, ends: Array, xp: Namespace) -> tuple[Array, Array]:
     """The knots of the nearest convex sequence, and the sequence.
 
-    A fit that is convex gets a new knot in every piece where bending it up helps, at the best place. A fit that is not
-    is not gone to all the way, but until one of its knots is straight, which is given up. Where all new knots are given
-    up at once, only the best one is tried. In the end the fit is fitted again, for the digits that are lost from `x`, and
-    without knots that are rounding errors.
+    A fit that is convex gets a new knot in every piece where bending it up helps, at the best place. A fit that is
+    not is not gone to all the way, but until one of its knots is straight, which is given up. Where all new knots are
+    given up at once, only the best one is tried. In the end the fit is fitted again, for the digits that are lost
+    from `x`, and without knots that are rounding errors.
     """
     unit = precision(x.dtype).unit
 

@@ -17,6 +17,7 @@ from projgrad.values import check_bounds, native_group, set_count, set_flag
 
 __all__ = ["Monotone", "Unimodal"]
 
+_PIECE = 16  # sequences up to here are done by the means of all their stretches
 _MOST = 100  # steps to the level where two halves meet; 25 were the most in groups of 10,000
 
 
@@ -167,25 +168,43 @@ def with_means(y: Array, v: Array, xp: Namespace) -> Array:
 def rising(v: Array, xp: Namespace) -> Array:
     """The nearest sequence that does not fall, along the last axis; without a derivative.
 
-    Pieces that rise are joined in pairs to pieces that rise, all of one length at once, in ``log2(n)`` levels.
+    Pieces that rise are joined in pairs to pieces that rise, all of one length at once, in about ``log2(n)`` levels.
     """
     n, batch = v.shape[-1], tuple(v.shape)[:-1]
     size = 1 << (n - 1).bit_length()
     top = xp.max(v, axis=-1, keepdims=True)
     y = xp.concat([v] + [top] * (size - n), axis=-1)  # what is at the top leaves the rest as it is
-    half = 1
-    while half < size:
-        pairs = xp.reshape(y, (*batch, size // (2 * half), 2, half))
+    piece = min(size, _PIECE)
+    y = xp.reshape(_rising_piece(xp.reshape(y, (*batch, size // piece, piece)), xp), (*batch, size))
+    while piece < size:
+        pairs = xp.reshape(y, (*batch, size // (2 * piece), 2, piece))
         y = xp.reshape(_joined(pairs, xp), (*batch, size))
-        half *= 2
+        piece *= 2
     return y[..., :n]
+
+
+def _rising_piece(v: Array, xp: Namespace) -> Array:
+    """The same for a few entries: each is the largest, of all stretches that end with it or later, of the least mean."""
+    size, index = v.shape[-1], positions(v, xp)
+    start, end = index[..., :, None], index[..., None, :]
+    around = v - xp.sum(v, axis=-1, keepdims=True) / size
+    sums = xp.cumulative_sum(around, axis=-1)
+    more = xp.astype(end - start, v.dtype)
+    rest = sums[..., None, :] - sums[..., :, None] - more * around[..., :, None]
+    inside = end >= start
+    least = xp.where(inside, v[..., :, None] + rest / xp.where(inside, more + 1.0, 1.0), math.inf)
+    by = 1
+    while by < size:  # of what ends here or later
+        least = xp.minimum(least, xp.where(end < size - by, xp.roll(least, -by, axis=-1), math.inf))
+        by *= 2
+    return xp.max(xp.where(inside, least, -math.inf), axis=-2)
 
 
 def _joined(pairs: Array, xp: Namespace) -> Array:
     """For every pair of rising sequences, of shape (2, n), the rising sequence nearest to one after the other.
 
-    What is above a level c on the left, and below it on the right, becomes c, where the one has to fall by as much in sum
-    as the other has to rise: a root, by Newton's method between bounds.
+    What is above a level c on the left, and below it on the right, becomes c, where the one has to fall by as much in
+    sum as the other has to rise: a root, by Newton's method between bounds.
     """
     unit = precision(pairs.dtype).unit
     low, high = xp.min(pairs[..., 1, :], axis=-1, keepdims=True), xp.max(pairs[..., 0, :], axis=-1, keepdims=True)
