@@ -56,7 +56,7 @@ def some(frameworks: Any, slow: tuple[Framework, ...]) -> Any:
     return pytest.mark.parametrize("framework", chosen, indirect=True)
 
 
-everywhere = some(FRAMEWORKS, slow=(STRICT, KERAS))
+everywhere = some(FRAMEWORKS, slow=(STRICT, JAX, TENSORFLOW, KERAS))
 
 
 @pytest.fixture

@@ -173,6 +173,24 @@ def test_derivatives_at_equal_singular_values(framework: Framework) -> None:
         np.testing.assert_allclose(slope, (ends[1] - ends[0]) / 2e-6, rtol=1e-6, atol=1e-8)
 
 
+@gradients
+@pytest.mark.parametrize("shape", [(5, 3), (3, 5), (4, 1), (1, 4)])
+def test_derivatives_of_tall_and_wide_matrices(framework: Framework, shape: tuple[int, int]) -> None:
+    if framework.missing:
+        pytest.skip(f"{framework.needs} is not installed")
+    assert framework.gradient is not None
+    rng = np.random.default_rng(8)
+    x, direction, weights = (rng.standard_normal(shape) for _ in range(3))
+    for constraint in (pg.SpectralNorm(0.5), pg.NuclearNorm(2.0), pg.Rank(1), pg.Orthogonal()):
+        ends = [(constraint.project(x + s * 1e-6 * direction) * weights).sum() for s in (-1, 1)]
+        with framework.scope():
+            found = framework.gradient(
+                constraint.project, framework.make(x, "float64"), framework.make(weights, "float64")
+            )
+            slope = (framework.read(found) * direction).sum()
+        np.testing.assert_allclose(slope, (ends[1] - ends[0]) / 2e-6, rtol=1e-6, atol=1e-8)
+
+
 # -- approximate methods
 
 

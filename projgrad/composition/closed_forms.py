@@ -114,10 +114,15 @@ def shell_and_box(
     away = norm_of(fixed, xp, axes)
 
     def lack(s: Array) -> Array:
-        return goal - norm_of(_clip(s * fixed, below, above, xp), xp, axes)
+        y = _clip(s * fixed, below, above, xp)
+        return goal * goal - xp.accurate_sum(y * y, axes)
 
-    first = xp.where(short | long, lack(0.0 * goal), 0.0)
-    first = xp.where(first > 0, first, 0.0) / xp.where(away > 0, away, 1.0)
+    most = xp.where(fixed > 0, above, xp.where(fixed < 0, below, _clip(fixed, below, above, xp)))
+    reach = norm_of(xp.where(most > 1e18, 1e18, xp.where(most < -1e18, -1e18, most)), xp, axes)
+    few = short & (reach < goal * (1 - 4 * float(xp.finfo(v.dtype).eps)))
+    # the norm grows by no more than s times that of v, so the root is at least so far
+    first = goal - norm_of(_clip(xp.zeros_like(v), below, above, xp), xp, axes)
+    first = xp.where((short | long) & ~few & (first > 0), first, 0.0) / xp.where(away > 0, away, 1.0)
     s = bracketed_root(lack, first, 1e36, xp)
     y = _clip(s * fixed, below, above, xp)
     free = (s * fixed > below) & (s * fixed < above)
@@ -129,9 +134,6 @@ def shell_and_box(
     s = xp.where(useful, xp.sqrt(xp.where(useful, rest, 1.0)) / xp.sqrt(xp.where(useful, squares, 1.0)), s)
     y = xp.where(free, s * v, y)
     if alike:
-        most = xp.where(fixed > 0, above, xp.where(fixed < 0, below, _clip(fixed, below, above, xp)))
-        reach = norm_of(xp.where(most > 1e18, 1e18, xp.where(most < -1e18, -1e18, most)), xp, axes)
-        few = short & (reach < goal * (1 - 4 * float(xp.finfo(v.dtype).eps)))
         y = xp.where(few, _largest_first(fixed, below, above, goal, xp, axes), y)
     y = xp.where(short | long, _clip(y * unit, lower, upper, xp), inside)
     norm = norm_of(xp.stop_gradient(y), xp, axes)

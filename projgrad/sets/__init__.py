@@ -13,7 +13,6 @@ from projgrad.sets.entries import Quantized as Quantized
 from projgrad.sets.groups import GroupL1Ball as GroupL1Ball
 from projgrad.sets.groups import L1InfBall as L1InfBall
 from projgrad.sets.monotone import Monotone as Monotone
-from projgrad.sets.monotone import Unimodal as Unimodal
 from projgrad.sets.morphology import Extensive as Extensive
 from projgrad.sets.morphology import StructuringElement as StructuringElement
 from projgrad.sets.norms import MaxNorm as MaxNorm
@@ -43,4 +42,5 @@ from projgrad.sets.symmetric import Spectraplex as Spectraplex
 from projgrad.sets.symmetric import Symmetric as Symmetric
 from projgrad.sets.transport import DoublyStochastic as DoublyStochastic
 from projgrad.sets.transport import Transport as Transport
+from projgrad.sets.unimodal import Unimodal as Unimodal
 from projgrad.sets.variation import TotalVariationBall as TotalVariationBall
