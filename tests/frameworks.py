@@ -124,7 +124,7 @@ def _compile_jax(function: Callable[..., Any]) -> Callable[..., Any]:
 def _gradient_jax(function: Callable[[Any], Any], x: Any, weights: Any) -> Any:
     import jax
 
-    return jax.grad(lambda v: (function(v) * weights).sum())(x)
+    return jax.jit(jax.grad(lambda v: (function(v) * weights).sum()))(x)
 
 
 def _x64() -> Any:
