@@ -11,7 +11,7 @@ import pytest
 from sklearn.isotonic import isotonic_regression
 
 import projgrad as pg
-from tests.cases.sequences import convex, in_parts, in_variation, pooled, turning_once, with_peak
+from tests.cases.sequences import CASES, convex, in_parts, in_variation, pooled, turning_once, with_peak
 
 
 @pytest.mark.parametrize(
@@ -173,3 +173,13 @@ def test_all_peaks_in_a_batch() -> None:
     x = np.array([[0.0, 3.0, 0.0, 1.0], [1.0, 0.0, 3.0, 0.0], [2.0, 0.0, 0.0, 2.0]])
     expected = [[0.0, 3.0, 0.5, 0.5], [0.5, 0.5, 3.0, 0.0], [2.0, 2 / 3, 2 / 3, 2 / 3]]
     np.testing.assert_allclose(pg.Unimodal().project(x), expected, atol=1e-15)
+
+
+@pytest.mark.parametrize(
+    "constraint", [pg.Monotone(), pg.Unimodal(9), pg.Convex(), pg.TotalVariationBall(2.0)], ids=repr
+)
+def test_projecting_again_changes_nothing(constraint: pg.Constraint) -> None:
+    (case,) = (case for case in CASES if case.constraint == pg.Convex())
+    groups = np.concatenate([case.groups(seed, (33,)) for seed in range(40)])
+    y = constraint.project(groups)
+    np.testing.assert_array_equal(constraint.project(y), y)

@@ -15,7 +15,7 @@ from projgrad.values import set_number
 
 __all__ = ["TotalVariationBall"]
 
-_MOST = 400  # rounds; 107 were the most in groups of 1,000
+_MOST = 400  # rounds; 158 were the most in groups of 10,000
 
 
 @register()
@@ -25,7 +25,7 @@ class TotalVariationBall(VectorSet):
 
     Convex. Exact: the taut string for a multiplier, found by splitting all its pieces at once where they leave the tube
     most, and Newton's method for the multiplier. Cost: O(n log n) per round, of which 107 were the most seen in 1,000
-    entries; after 400 it stops, short of the nearest point.
+    entries, and 158 in 10,000; after 400 it stops, short of the nearest point.
 
     The nearest point of a group outside is, on every stretch where it is level, the mean of `x`, lower where the
     stretch is a maximum and higher where it is a minimum.
