@@ -16,7 +16,7 @@ from projgrad.coupled import Coupled
 from projgrad.moves import Assign, Move, Replace
 from projgrad.namespace import Array, Namespace
 from projgrad.registry import register
-from projgrad.schedule import _steps
+from projgrad.schedule import steps_in
 
 __all__ = ["Intersection", "intersection"]
 
@@ -90,7 +90,7 @@ class Intersection(Constraint):
         if not self.sets:
             raise ValueError("Intersection: there is no set to intersect")
         if self.scheduled or any(part.scheduled for part in self.sets):
-            for step in sorted({step for part in self.sets for step in _steps(part)}):
+            for step in sorted({step for part in self.sets for step in steps_in(part)}):
                 Intersection(*(part.at(step) for part in self.sets), method=self.method)
         object.__setattr__(self, "_method", self._chosen(None))
 

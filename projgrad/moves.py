@@ -202,7 +202,7 @@ class Relaxed(Move):
     def apply(self, x: Array, xp: Namespace) -> Array:
         full, start = xp.upcast(self.move.apply(x, xp)), xp.upcast(x)
         part = (1 - self.rate) * start + self.rate * full
-        if hasattr(self.rate, "dtype"):  # an array, and maybe a 1, which must not make NaN of an infinity
+        if not isinstance(self.rate, int | float):  # an array, and maybe a 1, which must not make NaN of an infinity
             part = xp.where(self.rate == 1, full, part)
         part = xp.astype(part, x.dtype)
         return xp.where(self.move.keep(x, xp), x, part)

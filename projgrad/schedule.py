@@ -15,7 +15,7 @@ from projgrad.namespace import native
 from projgrad.precision import precision
 from projgrad.registry import register
 
-__all__ = ["Schedule", "check_at_steps", "is_step", "make_at_steps", "value_at"]
+__all__ = ["Schedule", "check_at_steps", "is_step", "make_at_steps", "steps_in", "value_at"]
 
 
 if TYPE_CHECKING:  # it may stand wherever a number may
@@ -141,7 +141,7 @@ def make_at_steps(post_init: Callable[[Any], None]) -> Callable[[Any], None]:
             for name, value in vars(plain).items():
                 if name not in schedules:
                     object.__setattr__(self, name, value)
-        scheduled = bool(_steps(tuple(vars(self).values())))
+        scheduled = bool(steps_in(tuple(vars(self).values())))
         if scheduled != self.scheduled:
             object.__setattr__(self, "scheduled", scheduled)
 
@@ -156,7 +156,7 @@ def check_at_steps(check_shape: Callable[..., None]) -> Callable[..., None]:
         if self.traced:
             self.group_axes(len(shape))
         elif self.scheduled:
-            for step in sorted(_steps(tuple(vars(self).values()))):
+            for step in sorted(steps_in(tuple(vars(self).values()))):
                 self.at(step).check_shape(shape)
         else:
             check_shape(self, shape)
@@ -164,10 +164,10 @@ def check_at_steps(check_shape: Callable[..., None]) -> Callable[..., None]:
     return check
 
 
-def _steps(value: Any) -> set[int]:
+def steps_in(value: Any) -> set[int]:
     """The steps of all schedules in a field of a constraint."""
     if isinstance(value, Schedule):
         return set(value.steps)
     if isinstance(value, tuple):
-        return {step for part in value for step in _steps(part)}
-    return _steps(tuple(vars(value).values())) if getattr(value, "scheduled", False) else set()
+        return {step for part in value for step in steps_in(part)}
+    return steps_in(tuple(vars(value).values())) if getattr(value, "scheduled", False) else set()

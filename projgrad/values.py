@@ -13,6 +13,7 @@ from projgrad.namespace import Array, Namespace
 __all__ = [
     "check_bounds",
     "check_broadcast",
+    "is_infinite",
     "native_group",
     "native_value",
     "set_array",
@@ -146,6 +147,11 @@ def native_group(value: float | FrozenArray, v: Array, xp: Namespace) -> Array:
     return found if isinstance(value, FrozenArray) else xp.zeros_like(v[..., :1]) + found
 
 
+def is_infinite(value: Any) -> bool:
+    """Whether a value is the number inf or -inf; of an array nothing is asked."""
+    return isinstance(value, float) and abs(value) == math.inf  # math.isinf does not compile in PyTorch
+
+
 def native_value(value: float | FrozenArray, x: Array, xp: Namespace) -> Any:
     """A value that `set_array` made, in the framework, dtype and device of `x`.
 
@@ -157,4 +163,4 @@ def native_value(value: float | FrozenArray, x: Array, xp: Namespace) -> Any:
     most = xp.largest(x.dtype)
     if not isinstance(value, float):
         return xp.astype(xp.where(value > most, most, xp.where(value < -most, -most, value)), x.dtype)
-    return value if math.isinf(value) else min(max(value, -most), most)
+    return value if is_infinite(value) else min(max(value, -most), most)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -159,6 +160,46 @@ def test_compiled_functions_may_have_several_axes_and_radii() -> None:
         for dynamic in (None, True):
             compiled = torch.compile(constraint.project, fullgraph=True, backend="aot_eager", dynamic=dynamic)
             torch.testing.assert_close(compiled(x), constraint.project(x))
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda r: pg.Box(-r, r),
+        lambda r: pg.Box(-math.inf, r, rate=r),
+        lambda r: pg.LInfBall(r),
+        lambda r: pg.Quantized(r),
+        lambda r: pg.L2Ball(r, 0.1),
+        lambda r: pg.Simplex(r),
+        lambda r: pg.CappedSimplex(r, 0.0, 0.9),
+        lambda r: pg.L1Ball(r),
+        lambda r: pg.L1Sphere(r),
+        lambda r: pg.SparseSimplex(2, r),
+        lambda r: pg.GroupL1Ball(r),
+        lambda r: pg.L1InfBall(r),
+        lambda r: pg.SumTo(r),
+        lambda r: pg.Halfspace([1.0, 2.0, 3.0, 4.0, 5.0], r),
+        lambda r: pg.Affine([[1.0, 2.0, 3.0, 4.0, 5.0]], r),
+        lambda r: pg.Polyhedron([[1.0, 2.0, 3.0, 4.0, 5.0]], r),
+        lambda r: pg.SecondOrderCone(r),
+        lambda r: pg.Monotone(lower=-r, upper=r),
+        lambda r: pg.TotalVariationBall(r),
+        lambda r: pg.SpectralNorm(r),
+        lambda r: pg.NuclearNorm(r),
+        lambda r: pg.PositiveSemidefinite(r),
+        lambda r: pg.Spectraplex(r),
+        lambda r: pg.MaxNorm(r, axis=-1) & pg.Box(-0.3, 0.4 * r),
+        lambda r: pg.MinMaxNorm(r, r, axis=-1) & pg.Box(0.0, 0.45),
+    ],
+    ids=lambda make: repr(make(0.5)),
+)
+def test_one_compiled_function_may_take_several_numbers(make: Any) -> None:
+    torch = pytest.importorskip("torch")
+    torch._dynamo.reset()
+    x = torch.linspace(-1.0, 1.1, 25, dtype=torch.float64).reshape(5, 5)
+    compiled = torch.compile(lambda constraint: constraint.project(x), fullgraph=True, backend="aot_eager")
+    for number in (0.5, 0.7, 0.9):  # from the second one on, the number is an argument of what is compiled
+        torch.testing.assert_close(compiled(make(number)), make(number).project(x))
 
 
 def test_tensorflow_functions_may_leave_a_length_open() -> None:

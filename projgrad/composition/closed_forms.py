@@ -9,6 +9,7 @@ from projgrad.axes import arrange, group_size, restore
 from projgrad.composition.dual_root import bracketed_root, norm_of, point
 from projgrad.constraint import Constraint
 from projgrad.namespace import Array, Namespace
+from projgrad.values import is_infinite
 
 __all__ = ["affine_and_shell", "cone_and_ball", "orthant_and_shell", "shell_and_box"]
 
@@ -43,10 +44,9 @@ def affine_and_shell(v: Array, flat: Constraint, low: Any, high: Any, xp: Namesp
         away = point(flat, origin + start, xp) - origin
         size = norm_of(away, xp, axes)
         fallback = away / xp.where(size > 0, size, 1.0)
-    top = xp.ones_like(near) * high if isinstance(high, float) and math.isinf(high) else rest(high)
-    for _ in range(
-        2
-    ):  # the second time from around the norm, where the digits that are left of a short vector are enough
+    top = xp.ones_like(near) * high if is_infinite(high) else rest(high)
+    # the second time from around the norm, where the digits that are left of a short vector are enough
+    for _ in range(2):
         v = origin + _scaled(point(flat, v, xp) - origin, rest(low), top, fallback, xp, axes)
     return v
 
@@ -98,7 +98,7 @@ def shell_and_box(
     Source: duality, since ``clip(s v)`` maximises ``s sum(v x) - ||x||^2 / 2`` over the box, and so ``sum(v x)`` over
     all of the box that has this norm.
     """
-    infinite = isinstance(high, float) and math.isinf(high)
+    infinite = is_infinite(high)
     unit = xp.zeros_like(v[(slice(0, 1),) * len(v.shape)]) + (low if infinite else high)
     unit = xp.where(unit > 0, unit, 1.0)  # so that squares are around 1
     below, above = lower / unit, upper / unit

@@ -13,7 +13,7 @@ from projgrad.frozen import FrozenArray
 from projgrad.moves import Clip
 from projgrad.namespace import Array, Namespace
 from projgrad.registry import register
-from projgrad.values import check_bounds, check_broadcast, native_value
+from projgrad.values import check_bounds, check_broadcast, is_infinite, native_value
 
 __all__ = ["Box", "NonNeg", "NonPos"]
 
@@ -54,7 +54,7 @@ class Box(Constraint):
 
     def solve(self, x: Array, xp: Namespace, metric: Array | None = None) -> Clip:
         bounds = (native_value(bound, x, xp) for bound in (self.lower, self.upper))
-        lower, upper = (None if isinstance(b, float) and math.isinf(b) else b for b in bounds)
+        lower, upper = (None if is_infinite(b) else b for b in bounds)
         return Clip(lower, upper)
 
     @property

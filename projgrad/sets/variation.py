@@ -11,7 +11,7 @@ from projgrad.namespace import Array, Namespace
 from projgrad.precision import precision
 from projgrad.registry import register
 from projgrad.sets.sequences import Runs, after, positions, shifted
-from projgrad.values import set_number
+from projgrad.values import native_group, set_number
 
 __all__ = ["TotalVariationBall"]
 
@@ -55,9 +55,10 @@ class TotalVariationBall(VectorSet):
         fixed = xp.stop_gradient(v)
         last = positions(v, xp) == v.shape[-1] - 1
         jumps = xp.where(last, 0.0, shifted(fixed, -1, xp) - fixed)
-        outside = xp.accurate_sum(xp.abs(jumps), (-1,)) > self.radius
+        radius = native_group(self.radius, v, xp)  # an array, as a number inside a loop does not compile twice
+        outside = xp.accurate_sum(xp.abs(jumps), (-1,)) > radius
         centre = xp.accurate_sum(fixed, (-1,)) / v.shape[-1]
-        sign, y = _string(fixed - centre, jumps, last, outside, self.radius, xp)
+        sign, y = _string(fixed - centre, jumps, last, outside, radius, xp)
         y = xp.where(outside, y + centre, fixed)
 
         def derivative(d: Array) -> Array:
@@ -78,13 +79,13 @@ def _pieces(v: Array, sign: Array, xp: Namespace) -> tuple[Runs, Array, Array]:
     return runs, runs.sums(v) / size, runs.sums(sign - shifted(sign, 1, xp)) / size
 
 
-def _multiplier(mean: Array, push: Array, radius: float, xp: Namespace) -> Array:
+def _multiplier(mean: Array, push: Array, radius: Array, xp: Namespace) -> Array:
     """The multiplier l for which ``mean + l * push`` has the variation `radius`; 0 where there is nothing to push."""
     squares = xp.accurate_sum(push * push, (-1,))
     return (-radius - xp.accurate_sum(push * mean, (-1,))) / xp.where(squares > 0, squares, math.inf)
 
 
-def _string(v: Array, jumps: Array, last: Array, outside: Array, radius: float, xp: Namespace) -> tuple[Array, Array]:
+def _string(v: Array, jumps: Array, last: Array, outside: Array, radius: Array, xp: Namespace) -> tuple[Array, Array]:
     """The sign of the jump of the nearest point after every entry, 0 where it is level, and the nearest point.
 
     The string is the running sum u of ``y - v``, which keeps within a tube, ``-l <= u <= l``, and touches it where y

@@ -93,10 +93,6 @@ def carry_out(x: torch.Tensor, move: Move) -> None:
         _entrywise_(x, move)
 
 
-def _can_look(x: torch.Tensor) -> bool:
-    return x.device.type == "cpu" and not torch.compiler.is_compiling()
-
-
 def _parts(x: torch.Tensor, *others: torch.Tensor) -> Iterator[tuple[torch.Tensor, ...]]:
     """Views of `x` along its longest dimension, each with the views that belong to it of `others`, which broadcast."""
     if x.numel() <= _SMALL:
@@ -121,7 +117,7 @@ class InPlaceNamespace(TorchNamespace):
     def norm(self, x: torch.Tensor, axes: tuple[int, ...]) -> tuple[Any, torch.Tensor]:
         # in float64 and as one factor, where the squares of float32 numbers neither overflow nor underflow
         axes = tuple(a % x.ndim for a in axes)
-        if not _can_look(x):
+        if not self.can_look(x):
             if x.dtype in _WIDE or not axes:
                 return super().norm(x, axes)
             norm = torch.linalg.vector_norm(x, dim=axes, keepdim=True, dtype=_accumulator(x))
@@ -168,7 +164,7 @@ def _sum_of_part(x: torch.Tensor, axes: tuple[int, ...], dtype: torch.dtype) -> 
 
 
 def _scale_(x: torch.Tensor, move: Scale) -> None:
-    look, kept = _can_look(x), move.keep(x, xp)
+    look, kept = xp.can_look(x), move.keep(x, xp)
     if look and bool(kept.all()):
         return
     m, s, fill = move.factors(x, xp, kept)

@@ -36,7 +36,7 @@ class TorchNamespace(Namespace):
         return value.detach() - (derivative.detach() - derivative)  # -0 - 0 is -0
 
     def with_derivative(self, value: torch.Tensor, x: torch.Tensor, derivative: Callable[..., Any]) -> torch.Tensor:
-        if not (x.requires_grad and torch.is_grad_enabled()):
+        if not self.may_differentiate(x):
             return value
         return self.graft(value, derivative(x - x.detach()))
 
@@ -56,7 +56,7 @@ class TorchNamespace(Namespace):
                 start,
             )[1:]
         for _ in range(most):
-            if state[0].device.type == "cpu" and not bool(state[0].any()):
+            if self.can_look(state[0]) and not bool(state[0].any()):
                 break
             state = step(*state)
         return state
