@@ -233,7 +233,10 @@ class Constraint(ABC):
         if not self.scheduled:
             return self
         if step is None:
-            raise ValueError(f"{self} changes with the step: say which one, as in project(x, step=0)")
+            raise ValueError(
+                f"{self} changes with the step: say which one, as in project(x, step=0), or give it to an "
+                "optimizer wrapper, which counts the steps"
+            )
         return self.at(step, x.dtype)
 
     def _checked(self, given: Any) -> tuple[Array, Namespace]:

@@ -25,6 +25,8 @@ class FrozenArray:
         if hasattr(values, "detach"):  # torch converts neither parameters nor bfloat16 by itself
             values = values.detach().cpu().double().numpy()
         try:
+            if values is None:  # which NumPy takes for NaN
+                raise TypeError("None")
             self._values = np.array(values, dtype=np.float64)
         except (TypeError, ValueError) as error:
             raise ValueError(f"not an array of real numbers: {error}") from None

@@ -25,14 +25,16 @@ class Function(Constraint):
 
     Args:
         function: the function, or the name under which it is registered.
+        rate: 1 for what it returns; below 1 for ``(1 - rate) * x + rate * function(x)``.
 
     Raises:
-        ValueError: no function is registered under that name.
+        ValueError: no function is registered under that name, or `rate` is outside (0, 1].
     """
 
     convex = False
 
     function: Callable[[Any], Any]
+    rate: float = 1.0
     axis = None
     complex_valued = True
 

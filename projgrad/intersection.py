@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Self
 
+import numpy as np
+
 from projgrad.axes import INCOMING, Axis
 from projgrad.composition.dual_root import norm_of, point
 from projgrad.composition.method import Found, Method
-from projgrad.composition.parts import Undecided, entrywise
+from projgrad.composition.parts import Undecided, bounds_of, entrywise
 from projgrad.composition.rules import choose
 from projgrad.constraint import Constraint
 from projgrad.coupled import Coupled
-from projgrad.moves import Assign, Move, Replace
-from projgrad.namespace import Array, Namespace
+from projgrad.moves import Assign, Move, Replace, is_one
+from projgrad.namespace import Array, Namespace, native
 from projgrad.registry import register
 from projgrad.schedule import steps_in
 
 __all__ = ["Intersection", "intersection"]
+
+_TRIED = 1_000_000  # entries that are projected to see, when tagging, whether the sets have a point in common
 
 
 @register()
@@ -27,7 +32,7 @@ class Intersection(Constraint):
     """The intersection ``{x : x in a and x in b and ...}``, which is written ``a & b & ...``.
 
     Convex where all sets are. Exact: by the closed form or the root of one function that fits the sets, see `method`.
-    To a tolerance: by Dykstra's algorithm, for convex sets without one. Cost: that of the sets, times the evaluations.
+    To a tolerance: by splitting, for convex sets without one. Cost: that of the sets, times the evaluations.
 
     A group is the smallest one that contains a group of each set: for the rows of one and the columns of the other, the
     whole matrix. The order of the sets does not matter, nor does it matter if one is there twice.
@@ -43,9 +48,10 @@ class Intersection(Constraint):
       possible by this name; then it is an error where the legal signs of a group's entries do not reach the norm.
     - ``"orthant, then the other"``: signs or zeros with an l1 ball, a cardinality, ...
     - ``"dual root"``: any convex set with one linear condition or one ball.
-    - ``"dykstra"``: convex sets. It stops where a bound of the error, ``sqrt(gap + ||x - y|| eps)``, is at most
-      ``sqrt(tolerance)`` times the norm of x (1e-3 in float32, 4e-8 in float64), with the point in all sets up to the
-      tolerance; the true error is mostly far below. Its derivative is that of the last 10 sweeps.
+    - ``"admm"``: convex sets. It stops where a bound of the error, ``sqrt(gap + ||x - y|| eps)``, is at most
+      ``sqrt(tolerance ||x|| ||y||)``, a part of 1e-3 in float32 and of 4e-8 in float64 where x and the point y are of a
+      size, with y in all sets up to the tolerance; the true error is mostly far below. Its derivative is that of the
+      last 30 rounds.
     - ``"alternating"``: by name only; one projection after the other, also for sets that are not convex. The result
       is a point of all sets, if it gets there, but not the nearest one.
 
@@ -89,9 +95,8 @@ class Intersection(Constraint):
         object.__setattr__(self, "sets", tuple(_flat(self.sets)))
         if not self.sets:
             raise ValueError("Intersection: there is no set to intersect")
-        if self.scheduled or any(part.scheduled for part in self.sets):
-            for step in sorted({step for part in self.sets for step in steps_in(part)}):
-                Intersection(*(part.at(step) for part in self.sets), method=self.method)
+        for step in sorted(steps_in(self.sets)):
+            Intersection(*(part.at(step) for part in self.sets), method=self.method)
         object.__setattr__(self, "_method", self._chosen(None))
 
     def _chosen(self, ndim: int | None) -> Method | None:
@@ -150,7 +155,20 @@ class Intersection(Constraint):
             bound.check_shape(shape)
             if not bound.scheduled:
                 bound._check(shape, tagging=True)
+                bound._refuse_empty(shape)
         return bound
+
+    def _refuse_empty(self, shape: tuple[int, ...]) -> None:
+        """Raise ValueError where no point of the sets is found from zeros, for groups that are not too large."""
+        method, axes = self._for(len(shape)), self.group_axes(len(shape))
+        alike = all(isinstance(b, float) for part in self.sets if entrywise(part) for b in bounds_of(part) or ())
+        tried = tuple(n if d in axes or not alike else min(n, 1) for d, n in enumerate(shape))
+        if self.method is not None or method.nearest is None or not axes or not 0 < math.prod(tried) <= _TRIED:
+            return
+        x, xp = native(np.zeros(tried))
+        failed = self._found(x, xp, method, axes).failed
+        if failed is not None and bool(xp.any(failed)):
+            raise ValueError(f"{self}: no point of all sets is found; it seems that they have none in common")
 
     def at(self, step: Any, dtype: Any = "float32") -> Self:
         made = Constraint.at(self, step, dtype)
@@ -178,7 +196,7 @@ class Intersection(Constraint):
                 "Either the sets have no point in common, or they meet at so small an angle that it takes more steps "
                 "than are allowed: loosen one of them, or say method='alternating' for any point of them"
             )
-        return Replace(y, axes, method.accuracy, self._holds(x, xp, axes))
+        return Replace(y, axes, method.accuracy, self._holds(x, xp, method, axes))
 
     def _found(self, x: Array, xp: Namespace, method: Method, axes: tuple[int, ...]) -> Found:
         """The nearest point of every group, NaN for a group that is not finite."""
@@ -194,15 +212,15 @@ class Intersection(Constraint):
             None if failed is None else failed & finite,
         )
 
-    def _holds(self, x: Array, xp: Namespace, axes: tuple[int, ...]) -> Array | None:
-        """Whether every group of `x` has what must hold exactly."""
-        held = None
+    def _holds(self, x: Array, xp: Namespace, method: Method, axes: tuple[int, ...]) -> Array | None:
+        """Whether every group of `x` has what must hold exactly; by methods that only get near, the bounds alone."""
+        held, exact = None, method.roots < math.inf
         for part in self.sets:
             here = None
             if entrywise(part):
                 here = part.solve(x, xp).keep(x, xp)
-            elif isinstance(part, Coupled):
-                here = part.holds_in(xp.upcast(x), xp)
+            elif isinstance(part, Coupled) and exact:
+                here = part.holds_in(x, xp)
             if here is not None:
                 here = xp.all(here, axis=axes, keepdims=True)
                 held = here if held is None else held & here
@@ -251,7 +269,7 @@ class Intersection(Constraint):
     def __repr__(self) -> str:
         shown = [repr(part) for part in self.sets]
         shown += [f"method={self.chosen!r}"] if self.chosen is not None else []
-        shown += [f"rate={self.rate!r}"] if hasattr(self.rate, "dtype") or self.rate != 1 else []
+        shown += [f"rate={self.rate!r}"] if not is_one(self.rate) else []
         return f"{type(self).__name__}({', '.join(shown)})"
 
 
@@ -267,7 +285,7 @@ def _flat(parts: Sequence[Any]) -> list[Constraint]:
     for part in parts:
         if not isinstance(part, Constraint):
             raise TypeError(f"Intersection: {part!r} is not a constraint: wrap a function by projgrad.as_constraint()")
-        if hasattr(part.rate, "dtype") or part.rate != 1:
+        if not is_one(part.rate):
             raise ValueError(f"Intersection: {part} has a rate of its own: relax the whole, as in (a & b).relaxed(0.5)")
         for one in part.sets if isinstance(part, Intersection) else (part,):
             if one not in flat:

@@ -88,12 +88,7 @@ class Scale(Move):
         if not is_one(self.rate):  # x / m * ((1 - rate) m + rate s)
             s, s_kept = s + (1 - self.rate) * (self.m - s), s_kept + (1 - self.rate) * (one - s_kept)
         if self.low is not None:
-            low_is_number = isinstance(self.low, int | float)  # and above 0
-            fill = xp.where(
-                zero if low_is_number else zero & (self.low > 0),
-                self.rate * self.low / math.sqrt(self.size) * one,
-                -0.0,
-            )
+            fill = xp.where(zero & (self.low > 0), self.rate * self.low / math.sqrt(self.size) * one, -0.0)
             s = xp.where(zero, 0.0, s)
         return xp.where(kept, 1.0, self.m), xp.where(kept, s_kept, s), fill
 

@@ -81,7 +81,7 @@ class Namespace:
         return value
 
     def can_look(self, x: Array) -> bool:
-        """Whether Python may ask what `x` holds, at no cost: it is not traced, and not on another device."""
+        """Whether Python may ask what `x` holds: it is not traced, nor (in PyTorch) on a device to be waited for."""
         return True
 
     def may_differentiate(self, x: Array) -> bool:
@@ -97,7 +97,8 @@ class Namespace:
         Args:
             step: one iteration.
             state: where to start; the first is an array of bools.
-            most: the largest number of iterations, all of which are done where looking would wait for the device.
+            most: the largest number of iterations. Where PyTorch would have to wait for a device to know, it only does
+                so every 64 of them, from 128 on.
         """
         for _ in range(most):
             if not bool(self.any(state[0])):
@@ -111,7 +112,7 @@ class Namespace:
 
     def require(self, ok: Array, message: str) -> None:
         """Raise RuntimeError where an array of bools has a False; not in compiled code, nor to wait for a device."""
-        if not bool(self.all(ok)):
+        if self.can_look(ok) and not bool(self.all(ok)):
             raise RuntimeError(message)
 
     def divide(self, x: Array, by: Array) -> Array:

@@ -41,7 +41,8 @@ def precision(dtype: Any) -> Precision:
     Raises:
         TypeError: the dtype is not floating-point.
     """
-    name = dtype if isinstance(dtype, str) else getattr(dtype, "name", None) or str(dtype)
+    kind = dtype.__name__ if isinstance(dtype, type) else getattr(dtype, "name", None)  # a class, as numpy.float32 is
+    name = dtype if isinstance(dtype, str) else kind or str(dtype)
     found = _BY_NAME.get(name.rpartition(".")[2])
     if found is None:
         raise TypeError(f"projgrad projects floating-point arrays (float16, bfloat16, float32, float64), not {name}")

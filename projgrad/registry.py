@@ -33,7 +33,7 @@ def register(name: str | None = None) -> Callable[[_T], _T]:
         ... def halves(x):
         ...     return (2 * x).round() / 2
         >>> projgrad.as_constraint(halves).to_dict()
-        {'type': 'Function', 'function': 'lab.halves'}
+        {'type': 'Function', 'function': 'lab.halves', 'rate': 1.0}
     """
 
     def add(thing: _T) -> _T:

@@ -90,15 +90,15 @@ def resolve(rules: Rules | None, parameters: Sequence[Parameter], *, unused: boo
     found: dict[Any, _Members] = {}
     for position, parameter in enumerate(parameters):
         verdicts = list(_verdicts(pairs, parameter, selected))
-        for source, tag, _ in verdicts[1:]:
+        for source, tag, _, key in verdicts[1:]:
             first = verdicts[0]
-            if tag != first[1] or (isinstance(tag, Joint) and source != first[0]):
+            if tag != first[1] or (isinstance(tag, Joint) and key != first[3]):
                 tied = f" (tied: {', '.join(use.name for use in parameter.uses)})" if len(parameter.uses) > 1 else ""
                 raise ValueError(f"{parameter.name}{tied}: {first[0]} asks for {first[1]}, but {source} for {tag}")
-        source, tag, use = verdicts[0] if verdicts else ("", None, parameter.uses[0])
+        _, tag, use, key = verdicts[0] if verdicts else ("", None, parameter.uses[0], None)
         if tag is not None:
-            key = source if isinstance(tag, Joint) else position
-            found.setdefault(key, (tag, []))[1].append((use, parameter))
+            joined = ("joint", key) if isinstance(tag, Joint) else position
+            found.setdefault(joined, (tag, []))[1].append((use, parameter))
     for i, (selector, attribute, _) in enumerate(pairs):
         if i not in selected and not unused:
             raise ValueError(_nothing(selector, attribute, parameters))
@@ -106,7 +106,7 @@ def resolve(rules: Rules | None, parameters: Sequence[Parameter], *, unused: boo
 
 
 _Pair = tuple[str | type, str | None, Tag | None]
-_Verdict = tuple[str, Tag | None, Use]  # what says so, what it says, and of which use
+_Verdict = tuple[str, Tag | None, Use, Any]  # what says so, what it says, of which use, and which rule it is
 _Members = tuple[Tag, list[tuple[Use, Parameter]]]
 
 
@@ -117,11 +117,11 @@ def _verdicts(pairs: Sequence[_Pair], parameter: Parameter, selected: set[int]) 
         selected.update(here)
         if here:
             selector, attribute, tag = pairs[here[-1]]
-            yield f"the rule {_show(selector, attribute)}", _bind(tag, use, parameter), use
+            yield f"the rule {_show(selector, attribute)}", _bind(tag, use, parameter), use, here[-1]
         if use.tag is not None:
-            yield "the tag on its layer", _bind(as_tag(use.tag), use, parameter), use
+            yield "the tag on its layer", _bind(as_tag(use.tag), use, parameter), use, "layer"
     for source, given in parameter.tags:
-        yield source, _bind(as_tag(given), parameter.uses[0], parameter), parameter.uses[0]
+        yield source, _bind(as_tag(given), parameter.uses[0], parameter), parameter.uses[0], source
 
 
 def _bind(tag: Tag | None, use: Use, parameter: Parameter) -> Tag | None:

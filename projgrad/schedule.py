@@ -29,7 +29,7 @@ else:
 class Schedule(_Number):
     """A number that is linear in the step between the given ones, and constant before the first and after the last.
 
-    It may stand for any number parameter of any constraint, `rate` included, which is checked at every given step.
+    It may stand for any number of any constraint but a count, `rate` included, which is checked at every given step.
 
     Args:
         points: a mapping of steps to numbers, such as ``{0: 3.0, 1000: 1.0}``.

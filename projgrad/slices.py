@@ -57,20 +57,19 @@ class Slices(Constraint):
             raise TypeError(
                 f"Slices: {given!r} is neither a mapping of ranges to constraints nor a list of constraints"
             )
-        self._set_parts(tuple(_checked(part) for part in given))
-        super().__post_init__()
-
-    def _set_parts(self, parts: tuple[Any, ...]) -> None:
-        if all(isinstance(part, tuple) for part in parts):
+        parts = tuple(_checked(part) for part in given)
+        ranges = [ends for ends, _ in parts if ends is not None]
+        if ranges and len(ranges) < len(parts):
+            raise TypeError("Slices: give either ranges with constraints or a list of constraints, not both")
+        if ranges:
             parts = tuple(sorted(parts, key=lambda part: part[0][0] or 0))
             for (first, _), (second, _) in pairwise(parts):
                 if first[1] is None or first[1] > (second[0] or 0):
                     raise ValueError(f"Slices: the ranges {first} and {second} overlap")
-        elif any(isinstance(part, tuple) for part in parts):
-            raise TypeError("Slices: give either ranges with constraints or a list of constraints, not both")
-        if not any(part[1] if isinstance(part, tuple) else part for part in parts):
+        if not any(part for _, part in parts):
             raise ValueError("Slices: nothing is constrained")
         object.__setattr__(self, "parts", parts)
+        super().__post_init__()
 
     def ranges(self, shape: tuple[int, ...]) -> Iterator[tuple[int, int, Constraint | None]]:
         """Start, stop and constraint of every part of an array of this shape, the free ones included.
@@ -80,10 +79,10 @@ class Slices(Constraint):
         """
         (along,) = numeric_axes(self.along, len(shape))
         n, count, end = group_size(shape, (along,)), len(self.parts), 0
-        if not isinstance(self.parts[0], tuple):
+        if self.parts[0][0] is None:
             if n % count:
                 raise ValueError(f"axis {self.along} of length {n} is not made of {count} equal blocks")
-            yield from ((i * n // count, (i + 1) * n // count, part) for i, part in enumerate(self.parts))
+            yield from ((i * n // count, (i + 1) * n // count, part) for i, (_, part) in enumerate(self.parts))
             return
         for (start, stop), part in self.parts:
             start, stop = start or 0, n if stop is None else stop
@@ -102,8 +101,7 @@ class Slices(Constraint):
                 part.check_shape(self._of_slice(shape, start, stop))
 
     def check_dtype(self, dtype: Any) -> None:
-        for part in self.parts:
-            constraint = part[1] if isinstance(part, tuple) else part
+        for _, constraint in self.parts:
             if constraint is not None:
                 constraint.check_dtype(dtype)
 
@@ -115,10 +113,7 @@ class Slices(Constraint):
         return replace(self, parts=parts, along=self.along % len(shape))
 
     def relaxed(self, rate: float | Schedule) -> Self:
-        def relax(part: Any) -> Any:
-            return (part[0], relax(part[1])) if isinstance(part, tuple) else part and part.relaxed(rate)
-
-        return replace(self, parts=tuple(relax(part) for part in self.parts))
+        return replace(self, parts=tuple((ends, part and part.relaxed(rate)) for ends, part in self.parts))
 
     def solve(self, x: Array, xp: Namespace, metric: Array | None = None) -> Move:
         along, moves = numeric_axes(self.along, len(x.shape))[0], []
@@ -133,8 +128,8 @@ class Slices(Constraint):
         return (*shape[:along], stop - start, *shape[along + 1 :])
 
     def __repr__(self) -> str:
-        ranges = isinstance(self.parts[0], tuple)
-        return f"Slices({dict(self.parts) if ranges else list(self.parts)!r}, along={self.along})"
+        shown = [part for _, part in self.parts] if self.parts[0][0] is None else dict(self.parts)
+        return f"Slices({shown!r}, along={self.along})"
 
 
 @dataclass(frozen=True)
@@ -165,9 +160,11 @@ def _cut(along: int, start: int, stop: int) -> tuple[Any, ...]:
 
 
 def _checked(part: Any) -> Any:
-    """A part in the form it is kept: a range with a constraint, or only a constraint; each of these may be None."""
+    """A part in the form it is kept: a range, or None for a block, with a constraint or None."""
     if not isinstance(part, tuple | list):
-        return None if part is None else as_constraint(part)
+        return None, None if part is None else as_constraint(part)
+    if len(part) == 2 and part[0] is None:  # as it is saved
+        return _checked(part[1])
     if len(part) != 2 or not isinstance(part[0], tuple | list) or len(part[0]) != 2:
         raise TypeError(f"Slices: {part!r} is not a range (start, stop) with a constraint")
     (start, stop), constraint = part

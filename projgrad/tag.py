@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, Self
 
 from projgrad.constraint import Constraint
 from projgrad.function import as_constraint
 from projgrad.registry import register, to_dict
+from projgrad.schedule import Schedule
 from projgrad.values import set_count
 
 __all__ = ["Joint", "Tag", "as_tag"]
@@ -35,6 +36,10 @@ class Tag:
             raise TypeError(f"{self.constraint!r} is a tag already: give its constraint, and all options at once")
         object.__setattr__(self, "constraint", as_constraint(self.constraint))
         set_count(self, "every", least=1)
+
+    def relaxed(self, rate: float | Schedule) -> Self:
+        """This tag with its constraint relaxed."""
+        return replace(self, constraint=self.constraint.relaxed(rate))
 
     def to_dict(self) -> dict[str, Any]:
         """The tag as plain JSON, for `projgrad.from_dict`."""

@@ -164,3 +164,8 @@ def native_value(value: float | FrozenArray, x: Array, xp: Namespace) -> Any:
     if not isinstance(value, float):
         return xp.astype(xp.where(value > most, most, xp.where(value < -most, -most, value)), x.dtype)
     return value if is_infinite(value) else min(max(value, -most), most)
+
+
+def known(*values: Any) -> bool:
+    """Whether these are numbers, and neither schedules nor traced."""
+    return all(isinstance(value, float | int | FrozenArray) for value in values)

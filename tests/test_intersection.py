@@ -11,6 +11,7 @@ import pytest
 from scipy.optimize import LinearConstraint, linprog, minimize
 
 import projgrad as pg
+from projgrad.rules import Parameter, Use, resolve
 from tests.cases.intersections import sphere_in_box
 from tests.frameworks import FRAMEWORKS, Framework
 
@@ -47,9 +48,9 @@ METHODS = [
     (pg.L2Ball(1.0, 0.5, axis=0) & pg.NonNeg(), "dual root"),
     (pg.Halfspace([1, 2, 3], axis=0) & pg.Halfspace([1, -2, 3], axis=0), "dual root"),
     (pg.Halfspace([1, 2, 3], axis=0) & pg.Halfspace([1, -2, 3], axis=0) & pg.ZeroMean(axis=0), "linear conditions"),
-    (pg.MaxNorm(1.0, axis=0) & pg.MaxNorm(1.0, axis=1), "dykstra"),
+    (pg.MaxNorm(1.0, axis=0) & pg.MaxNorm(1.0, axis=1), "admm"),
     (pg.Intersection(pg.UnitNorm(axis=0), pg.Cardinality(2, axis=0), method="alternating"), "alternating"),
-    (pg.Intersection(pg.NonNeg(), pg.MaxNorm(1.0, axis=0), method="dykstra"), "dykstra"),
+    (pg.Intersection(pg.NonNeg(), pg.MaxNorm(1.0, axis=0), method="admm"), "admm"),
 ]
 
 
@@ -77,7 +78,7 @@ def test_composition_has_the_laws_of_sets() -> None:
     assert a & b & a == a & b
     assert hash(a & b & c) == hash(c & a & b)
     assert a & b != a & c
-    assert a & b != pg.Intersection(a, b, method="dykstra")
+    assert a & b != pg.Intersection(a, b, method="admm")
     with pytest.raises(TypeError):
         a & 3  # type: ignore[operator]
 
@@ -91,7 +92,7 @@ def test_incoming_axes_are_bound_in_every_part() -> None:
     assert mixed.chosen is None
     assert "method" not in repr(mixed)
     assert mixed.bind((4, 3), (1,)).chosen == "dual root"
-    assert mixed.bind((4, 3), (0,)).chosen == "dykstra"
+    assert mixed.bind((4, 3), (0,)).chosen == "admm"
     with pytest.raises(ValueError, match="layer"):
         both.project(np.ones((4, 3)))
     with pytest.raises(ValueError, match="no such axes"):
@@ -222,12 +223,12 @@ def test_shells_with_an_orthant() -> None:
         np.testing.assert_allclose(shell.project(np.array(given)), nearest, atol=1e-15)
 
 
-def test_dykstra_does_not_stop_where_little_changes() -> None:
+def test_splitting_does_not_stop_where_little_changes() -> None:
     # a box and a line, 1000 away: the first sweeps change next to nothing, where the error is 0.9985
     plane, box = pg.Hyperplane([1.0, -1e-3], 0.0, axis=0), pg.Box(-1, 1)
     for v in ([1000.0, 1000.0], [0.0, 1000.0], [-1000.0, 0.5], [1e6, -1e6]):
         x = np.array(v)
-        slow, exact = pg.Intersection(plane, box, method="dykstra"), plane & box
+        slow, exact = pg.Intersection(plane, box, method="admm"), plane & box
         np.testing.assert_allclose(slow.project(x), exact.project(x), atol=1e-7)
         assert slow.residual(x) <= 1e-7 * np.linalg.norm(x)
         along = np.clip(x @ [1e-3, 1] / (1 + 1e-6), -1, 1)
@@ -246,9 +247,9 @@ def test_a_wedge_of_a_hundredth(monkeypatch: pytest.MonkeyPatch) -> None:
     wedge: Any = pg.Halfspace([sine, -cosine], axis=0) & pg.Halfspace([0.0, 1.0], axis=0)
     np.testing.assert_allclose(wedge.project(np.array([1.0, 0.5])), [0, 0], atol=1e-15)
     np.testing.assert_allclose(wedge.project(np.array([-1.0, 1.0])), [-1, 0], atol=1e-15)
-    # and Dykstra's algorithm says so rather than return what it has
-    by_sweeps = pg.Intersection(*wedge.sets, method="dykstra")
-    monkeypatch.setattr("projgrad.composition.dykstra.MOST", 300)  # of the 138,154 that it would take
+    # and splitting says so rather than return what it has
+    by_sweeps = pg.Intersection(*wedge.sets, method="admm")
+    monkeypatch.setattr("projgrad.composition.splitting.MOST", 30)
     with pytest.raises(RuntimeError, match="alternating"):
         by_sweeps.project(np.array([1.0, 0.5], np.float64))
 
@@ -307,7 +308,7 @@ def test_compiled_code_does_not_raise_but_tells_the_residual(framework: Framewor
 def test_the_certificate_bounds_the_error() -> None:
     rng = np.random.default_rng(4)
     parts = [pg.MaxNorm(1.0, axis=0), pg.MaxNorm(1.0, axis=1), pg.Box(-0.4, 0.7)]
-    both: Any = pg.Intersection(*parts, method="dykstra")
+    both: Any = pg.Intersection(*parts, method="admm")
     for scale in (0.5, 2.0):
         x = scale * rng.standard_normal((4, 3))
         y = both.project(x)
@@ -359,3 +360,48 @@ def test_alternating_gets_into_all_sets() -> None:
     both = pg.Intersection(pg.UnitNorm(axis=0), pg.Cardinality(2, axis=0), method="alternating")
     y = both.project(np.array([3.0, -4.0, 0.1, 0.2]))
     np.testing.assert_allclose(y, [0.6, -0.8, 0, 0], atol=1e-15)
+
+
+FAR: list[tuple[Any, Any]] = [
+    (pg.Intersection(pg.Simplex(axis=0), pg.Simplex(axis=1), method="admm"), pg.DoublyStochastic()),
+    (pg.Intersection(pg.Simplex(), pg.Mask([1, 0, 0, 0, 0, 0]), method="admm"), pg.Simplex() & pg.Mask([1] + [0] * 5)),
+    (
+        pg.Intersection(pg.L1Ball(1.3), pg.MaxNorm(0.9, axis=-1), method="admm"),
+        pg.L1Ball(1.3) & pg.MaxNorm(0.9, axis=-1),
+    ),
+]
+
+
+@pytest.mark.parametrize(("by_splitting", "exact"), FAR, ids=str)
+@pytest.mark.parametrize("size", [1e-3, 1.0, 1e4, 1e6])
+def test_splitting_gets_there_from_far_away(by_splitting: Any, exact: Any, size: float) -> None:
+    x = size * np.random.default_rng(0).standard_normal((6, 6))
+    np.testing.assert_allclose(by_splitting.project(x), exact.project(x), atol=1e-7)
+
+
+def test_the_derivative_of_splitting() -> None:
+    torch = pytest.importorskip("torch")
+    both: Any = pg.MaxNorm(1.0, axis=0) & pg.MaxNorm(1.0, axis=1)
+    assert both.chosen == "admm"
+    x = torch.tensor(np.random.default_rng(1).standard_normal((3, 3)), requires_grad=True)
+    assert torch.autograd.gradcheck(both.project, x, atol=1e-5)
+
+
+E0 = np.eye(4)[0]
+EMPTY = [
+    pg.L2Ball(1.0, 5 * E0) & pg.L2Ball(1.0),
+    pg.Hyperplane(E0, 1) & pg.Hyperplane(E0, 2),
+    pg.Halfspace(E0, -1) & pg.NonNeg(),
+    pg.L1Ball(0.5) & pg.SumTo(1),
+    pg.L2Ball(0.1) & pg.SumTo(1),
+    pg.UnitNorm(-1) & pg.SumTo(9),
+    pg.Monotone(True, 0, 1) & pg.SumTo(10),
+    pg.Mask(E0, 5.0) & pg.MaxNorm(1.0, axis=-1),
+    pg.Box(1, 2) & pg.L1Ball(1.0),
+]
+
+
+@pytest.mark.parametrize("empty", EMPTY, ids=str)
+def test_sets_without_a_common_point_are_found_when_tagged(empty: Any) -> None:
+    with pytest.raises(ValueError, match=r"^w, of shape .*(in common|norm of at)"):
+        resolve({"w": empty}, [Parameter((Use("w", "none"),), (6, 4), "float32")])

@@ -243,3 +243,13 @@ def test_optax_by_tree_and_with_masked_updates() -> None:
     assert new["c"] == {"w": None, "b": None}
     with pytest.raises(ValueError, match="c/w has no update"):
         tx.update(updates | {"c": {"w": None, "b": np.ones(2)}}, optax.EmptyState(), found)
+
+
+def test_two_rules_that_read_the_same_are_two_sets() -> None:
+    first, second = type("Linear", (), {}), type("Linear", (), {})
+    parameters = [
+        Parameter((Use(name, (1,), layer=kind(), attribute="weight"),), (3, 2), "float32", handle=name)
+        for name, kind in (("a.weight", first), ("b.weight", second))
+    ]
+    rules = {kind: {"weight": pg.Joint(pg.MaxNorm(1.0, axis=None))} for kind in (first, second)}
+    assert [entry.names for entry in resolve(rules, parameters)] == [("a.weight",), ("b.weight",)]

@@ -183,3 +183,17 @@ def test_projecting_again_changes_nothing(constraint: pg.Constraint) -> None:
     groups = np.concatenate([case.groups(seed, (33,)) for seed in range(40)])
     y = constraint.project(groups)
     np.testing.assert_array_equal(constraint.project(y), y)
+
+
+@pytest.mark.parametrize("constraint", [pg.Monotone(), pg.Unimodal(), pg.Unimodal(peak=1), pg.TotalVariationBall(1e38)])
+def test_entries_near_the_largest_number(constraint: Any) -> None:
+    x = np.asarray([3e38, -2e38, 1e38, 2e38], np.float32)
+    exact = constraint.project(x.astype(np.float64))
+    np.testing.assert_allclose(constraint.project(x), exact, atol=1e33)
+
+
+def test_smooth_and_alternating_sequences_get_there() -> None:
+    t = np.arange(1500.0)
+    for x in (np.sin(t), (-1) ** t * (1 + t), np.sin(1e-3 * t * t)):
+        y = pg.TotalVariationBall(1.0).project(x)
+        assert abs(np.abs(np.diff(y)).sum() - 1) < 1e-12

@@ -5,10 +5,11 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from projgrad.axes import arrange, group_size, restore
+from projgrad.axes import arrange, restore
 from projgrad.composition.dual_root import bracketed_root, norm_of, point
 from projgrad.constraint import Constraint
 from projgrad.namespace import Array, Namespace
+from projgrad.sets.sequences import positions
 from projgrad.values import is_infinite
 
 __all__ = ["affine_and_shell", "cone_and_ball", "orthant_and_shell", "shell_and_box"]
@@ -39,8 +40,8 @@ def affine_and_shell(v: Array, flat: Constraint, low: Any, high: Any, xp: Namesp
 
     fallback = None
     if not (isinstance(low, float) and low == 0):
-        order = xp.astype(xp.arange(1, 1 + group_size(v.shape, axes)), v.dtype)
-        start = xp.reshape(1.0 / order, tuple(v.shape[d] if d in axes else 1 for d in range(len(v.shape))))
+        order = xp.astype(positions(arrange(v, (axes,), xp), xp), v.dtype)
+        start = restore(1.0 / (1.0 + order), (axes,), tuple(v.shape), xp)
         away = point(flat, origin + start, xp) - origin
         size = norm_of(away, xp, axes)
         fallback = away / xp.where(size > 0, size, 1.0)
@@ -64,8 +65,7 @@ def orthant_and_shell(
     Source: as for `cone_and_ball`, section 8.
     """
     order = arrange(xp.where(signs == 0, -math.inf, xp.stop_gradient(v) * signs), (axes,), xp)
-    best = xp.astype(xp.argmax(order, axis=-1, keepdims=True), v.dtype)
-    one = xp.astype(xp.astype(xp.arange(0, order.shape[-1]), v.dtype) == best, v.dtype)
+    one = xp.astype(positions(order, xp) == xp.argmax(order, axis=-1, keepdims=True), v.dtype)
     first = restore(one, (axes,), tuple(v.shape), xp) * signs
     return _scaled(point(orthant, v, xp), low, high, first, xp, axes)
 

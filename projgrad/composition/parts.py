@@ -18,6 +18,7 @@ from projgrad.sets.box import Box, NonNeg, NonPos
 from projgrad.sets.entries import Mask
 from projgrad.sets.norms import MaxNorm, MinMaxNorm, UnitNorm
 from projgrad.sets.sums import Halfspace, Hyperplane, SumTo, ZeroMean
+from projgrad.values import known
 
 __all__ = [
     "Ball",
@@ -29,7 +30,6 @@ __all__ = [
     "group_values",
     "inside",
     "known",
-    "native_bounds",
     "plane_of",
     "same_groups",
     "shell_of",
@@ -39,11 +39,6 @@ __all__ = [
 
 class Undecided(Exception):  # noqa: N818  it is no error
     """Which axes are whose is not known before there is an array."""
-
-
-def known(*values: Any) -> bool:
-    """Whether these are numbers, and neither schedules nor traced."""
-    return all(isinstance(value, float | int | FrozenArray) for value in values)
 
 
 # -- axes ---------------------------------------------------------------------------------------------------------
@@ -125,13 +120,6 @@ def signs_of(part: Constraint) -> float | FrozenArray | None:
     return _plain(np.where(upper != 0, 1.0, np.where(lower != 0, -1.0, 0.0)))
 
 
-def native_bounds(bounds: tuple[Any, Any], v: Array, xp: Namespace) -> tuple[Array, Array]:
-    """Bounds as arrays of the framework, which broadcast to `v`."""
-    zero = _zero(v, xp)
-    lower, upper = (xp.constant(b, v) if isinstance(b, FrozenArray) else zero + b for b in bounds)
-    return lower, upper
-
-
 # -- norms and linear conditions ----------------------------------------------------------------------------------
 
 
@@ -167,7 +155,7 @@ class Plane(NamedTuple):
     """``low <= sum(normal * x) <= high``, with a normal of length 1; None for equal entries."""
 
     normal: FrozenArray | None
-    length: float  # by which the bounds were divided
+    length: float  # by which the bounds are still to be divided
     low: Any
     high: Any
 

@@ -9,11 +9,10 @@ from typing import Any
 import numpy as np
 
 from projgrad.constraint import Constraint
-from projgrad.frozen import FrozenArray
 from projgrad.moves import Clip
 from projgrad.namespace import Array, Namespace
 from projgrad.registry import register
-from projgrad.values import check_bounds, check_broadcast, is_infinite, native_value
+from projgrad.values import check_bounds, check_broadcast, is_infinite, known, native_value
 
 __all__ = ["Box", "NonNeg", "NonPos"]
 
@@ -59,22 +58,15 @@ class Box(Constraint):
 
     @property
     def cone(self) -> bool:  # type: ignore[override]
-        return all(_is_number(b) and bool(np.all((b == 0) | np.isinf(b))) for b in self._bounds)
+        bounds = (self.lower, self.upper)
+        return known(*bounds) and all(np.all((np.asarray(b) == 0) | np.isinf(np.asarray(b))) for b in bounds)
 
     @property
     def affine(self) -> bool:  # type: ignore[override]
-        lower, upper = self._bounds
-        if not (_is_number(lower) and _is_number(upper)):
+        if not known(self.lower, self.upper):
             return False
+        lower, upper = np.asarray(self.lower), np.asarray(self.upper)
         return bool(np.all((lower == upper) | ((lower == -math.inf) & (upper == math.inf))))
-
-    @property
-    def _bounds(self) -> list[Any]:
-        return [np.asarray(b) if isinstance(b, float | FrozenArray) else b for b in (self.lower, self.upper)]
-
-
-def _is_number(bound: Any) -> bool:
-    return isinstance(bound, np.ndarray)  # neither a schedule nor traced
 
 
 @register()

@@ -12,6 +12,7 @@ from collections.abc import Callable
 
 from projgrad.namespace import Array, Namespace
 from projgrad.precision import precision
+from projgrad.sets.sequences import positions
 
 __all__ = [
     "ACCURACY",
@@ -112,7 +113,7 @@ def diagonal(v: Array, xp: Namespace) -> Array:
 
 def eye(v: Array, xp: Namespace) -> Array:
     """Which entries of square matrices are on the diagonal."""
-    index = xp.arange(v.shape[-1])
+    index = positions(v[(*(0,) * (len(v.shape) - 1), slice(None))], xp)
     return index[:, None] == index[None, :]
 
 

@@ -8,8 +8,8 @@ from typing import Any
 from projgrad.coupled import PairSet
 from projgrad.namespace import Array, Namespace
 from projgrad.registry import register
-from projgrad.sets.thresholds import above_threshold
-from projgrad.values import set_number
+from projgrad.sets.thresholds import above_threshold, moderating
+from projgrad.values import set_choice, set_number
 
 __all__ = ["GroupL1Ball", "L1InfBall"]
 
@@ -47,7 +47,7 @@ class GroupL1Ball(PairSet):
         set_number(self, "radius", least=0, what="a norm")
 
     def nearest(self, v: Array, xp: Namespace) -> Array:
-        shrink = moderating(v, xp)
+        shrink = moderating(v, xp, (-2, -1))
         v, radius = v * shrink, self.radius * xp.squeeze(shrink, axis=-1)
         m, u = xp.norm(v, (-1,))
         norms = xp.squeeze(m * u, axis=-1)
@@ -93,11 +93,10 @@ class L1InfBall(PairSet):
     def __post_init__(self) -> None:
         super().__post_init__()
         set_number(self, "radius", least=0, what="a norm")
-        if self.method not in ("exact", "bilevel"):
-            raise ValueError(f'L1InfBall: method={self.method!r} is not "exact" or "bilevel"')
+        set_choice(self, "method", ("exact", "bilevel"))
 
     def nearest(self, v: Array, xp: Namespace) -> Array:
-        shrink = moderating(v, xp)
+        shrink = moderating(v, xp, (-2, -1))
         v, radius = v * shrink, self.radius * shrink
         a = xp.abs(v)
         tops = xp.max(a, axis=-1, keepdims=True)
@@ -155,9 +154,3 @@ def _rows_above_threshold(x: Array, radius: Array, xp: Namespace) -> Array:
     """`above_threshold` over the rows of a matrix with one column."""
     rows = above_threshold(xp.squeeze(x, axis=-1), xp.squeeze(radius, axis=-1), xp)
     return xp.expand_dims(rows, axis=-1)
-
-
-def moderating(v: Array, xp: Namespace) -> Array:
-    """A power of 2 for every matrix that takes huge entries to where sums of norms do not overflow."""
-    top = xp.max(xp.abs(xp.stop_gradient(v)), axis=(-2, -1), keepdims=True)
-    return xp.where(top > 2.0**64, 2.0**-64, xp.ones_like(top))

@@ -6,7 +6,7 @@ import math
 
 from projgrad.namespace import Array, Namespace
 from projgrad.precision import precision
-from projgrad.sets.decomposition import scaled
+from projgrad.sets.decomposition import eye, scaled, symmetric_part
 
 __all__ = ["below_bound", "clipped_values", "error", "polar_factor", "prepare"]
 
@@ -43,8 +43,7 @@ def clipped_values(v: Array, most: float, steps: int, xp: Namespace) -> Array:
     z, c = v / q / unit, xp.where(outside, limit / unit, 1.0)
     o = _signs(z, steps, xp)
     h = xp.matmul(xp.matrix_transpose(o), z)
-    index = xp.arange(v.shape[-1])
-    h = (h + xp.matrix_transpose(h)) / 2 - xp.where(index[:, None] == index[None, :], c, 0.0)
+    h = symmetric_part(h, xp) - xp.where(eye(h, xp), c, 0.0)
     y = (z + c * o - xp.matmul(z - c * o, _signs(h, steps, xp))) / 2 * unit * q
     y = xp.where(outside, y, v)
     return xp.matrix_transpose(y) if wide else y

@@ -13,6 +13,7 @@ from projgrad.namespace import Array, Namespace
 from projgrad.precision import precision
 from projgrad.registry import register
 from projgrad.sets.sequences import Runs, after, positions, shifted
+from projgrad.sets.thresholds import moderating
 from projgrad.values import check_bounds, native_group, set_flag
 
 __all__ = ["Monotone", "in_order", "rising", "with_means"]
@@ -75,7 +76,7 @@ class Monotone(VectorSet):
 
     @property
     def cone(self) -> bool:  # type: ignore[override]
-        return all(v in (0, math.inf, -math.inf) for v in (self.lower, self.upper) if isinstance(v, float))
+        return all(isinstance(v, float) and v in (0, math.inf, -math.inf) for v in (self.lower, self.upper))
 
 
 def in_order(v: Array, xp: Namespace) -> Array:
@@ -98,6 +99,8 @@ def rising(v: Array, xp: Namespace) -> Array:
     Pieces that rise are joined in pairs to pieces that rise, all of one length at once, in about ``log2(n)`` levels.
     """
     n, batch = v.shape[-1], tuple(v.shape)[:-1]
+    shrink = moderating(v, xp)
+    v = v * shrink
     size = 1 << (n - 1).bit_length()
     top = xp.max(v, axis=-1, keepdims=True)
     y = xp.concat([v] + [top] * (size - n), axis=-1)  # what is at the top leaves the rest as it is
@@ -107,7 +110,7 @@ def rising(v: Array, xp: Namespace) -> Array:
         pairs = xp.reshape(y, (*batch, size // (2 * piece), 2, piece))
         y = xp.reshape(_joined(pairs, xp), (*batch, size))
         piece *= 2
-    return y[..., :n]
+    return y[..., :n] / shrink
 
 
 def _rising_piece(v: Array, xp: Namespace) -> Array:

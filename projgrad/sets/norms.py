@@ -135,5 +135,5 @@ def to_shell(x: Array, xp: Namespace, metric: Array | None, axis: Axis, low: Any
     m, u = xp.norm(x, axes)
     if isinstance(low, int | float) and low == 0:
         return Scale(m, u, None, high, axes, size)
-    sphere = low is high or (isinstance(low, int | float) and isinstance(high, int | float) and low == high)
+    sphere = isinstance(low, float) and isinstance(high, float) and low == high
     return Scale(m, u, low, high, axes, size, sphere=sphere)

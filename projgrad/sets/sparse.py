@@ -9,8 +9,7 @@ from projgrad.axes import Axis
 from projgrad.coupled import PairSet, VectorSet
 from projgrad.namespace import Array, Namespace
 from projgrad.registry import register
-from projgrad.sets.groups import moderating
-from projgrad.sets.thresholds import above_threshold
+from projgrad.sets.thresholds import above_threshold, moderating
 from projgrad.values import set_count, set_number
 
 __all__ = ["Cardinality", "L0Groups", "SparseSimplex"]
@@ -135,7 +134,7 @@ class L0Groups(PairSet):
 
     def nearest(self, v: Array, xp: Namespace) -> Array:
         fixed = xp.stop_gradient(v)
-        m, u = xp.norm(fixed * moderating(fixed, xp), (-1,))
+        m, u = xp.norm(fixed * moderating(fixed, xp, (-2, -1)), (-1,))
         kept = largest(xp.squeeze(m * u, axis=-1), self.k, xp)
         return xp.where(xp.expand_dims(kept, axis=-1), v, 0.0)
 

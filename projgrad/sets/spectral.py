@@ -10,6 +10,7 @@ from projgrad.namespace import Array, Namespace
 from projgrad.registry import register
 from projgrad.sets.decomposition import ACCURACY, Values, by_singular_values
 from projgrad.sets.iterations import below_bound, clipped_values, prepare
+from projgrad.sets.sequences import positions
 from projgrad.sets.thresholds import above_threshold
 from projgrad.values import set_choice, set_count, set_number
 
@@ -163,7 +164,7 @@ class Rank(PairSet):
 
     def nearest(self, v: Array, xp: Namespace) -> Array:
         def truncate(s: Array, q: Array) -> Values:
-            kept = xp.where(xp.arange(s.shape[-1]) < self.k, xp.ones_like(s), 0.0)
+            kept = xp.where(positions(s, xp) < self.k, xp.ones_like(s), 0.0)
             return kept * s, kept, None
 
         return by_singular_values(v, truncate, xp)

@@ -6,25 +6,25 @@ import numpy as np
 
 from projgrad.namespace import Array, Namespace
 
-__all__ = ["inside_of_equations", "is_empty", "onto_equations", "products", "row_space", "unit_rows"]
+__all__ = ["inside_of_equations", "is_empty", "onto_equations", "products", "row_space"]
 
 _BLOCK = 4096  # terms that a product of matrices may add up in any order
 _DEPENDENT = 1e-11  # rows of norm 1 that are as near to the span of others depend on them
 _EMPTY = 1e-9  # offsets that contradict each other by no more than this, relatively, are taken as rounded
 
 
-def unit_rows(rows: np.ndarray, offsets: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Rows and offsets divided by the norms of the rows, and these norms; 1 for a row of zeros."""
+def unit_rows(rows: np.ndarray, offsets: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Rows and offsets divided by the norms of the rows, or by 1 for a row of zeros."""
     most = np.max(np.abs(rows), axis=1, initial=0.0)
     most = np.where(most > 0, most, 1.0)
     length = np.linalg.norm(rows / most[:, None], axis=1)
     length = np.where(length > 0, length, 1.0)
-    return rows / most[:, None] / length[:, None], offsets / most / length, most * length
+    return rows / most[:, None] / length[:, None], offsets / most / length
 
 
 def row_space(rows: np.ndarray, offsets: np.ndarray) -> tuple[np.ndarray, np.ndarray] | None:
     """Orthonormal rows Q and the c for which ``Q x = c`` has the solutions of ``rows x = offsets``; None if none."""
-    rows, offsets, _ = unit_rows(rows, offsets)
+    rows, offsets = unit_rows(rows, offsets)
     u, s, q = np.linalg.svd(rows, full_matrices=False)
     rank = int(np.sum(s > _DEPENDENT * max(rows.shape)))
     u, s, q = u[:, :rank], s[:rank], q[:rank]
@@ -41,14 +41,14 @@ def inside_of_equations(
 
     The offsets are linear in those given and in c; rows that q determines are left out.
     """
-    rows, offsets, _ = unit_rows(rows, offsets)
+    rows, offsets = unit_rows(rows, offsets)
     size = np.abs(offsets) + np.linalg.norm(c)
     offsets = offsets - (rows @ q.T) @ c
     for _ in range(2):  # what rounding left
         rows = rows - (rows @ q.T) @ q
     left = np.linalg.norm(rows, axis=1) > _DEPENDENT * rows.shape[1]
     impossible = bool(np.any(~left & (offsets < -_EMPTY * size)))
-    rows, offsets, _ = unit_rows(rows[left], offsets[left])
+    rows, offsets = unit_rows(rows[left], offsets[left])
     return rows, offsets, impossible
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from projgrad.namespace import Array, Namespace
 
-__all__ = ["above_threshold", "signs", "within_bounds"]
+__all__ = ["above_threshold", "moderating", "signs", "within_bounds"]
 
 _MOST = 75  # Newton steps; 11 were the most in groups of up to a million entries
 _SHORT = 128  # entries, of which the tolerance allows for the rounding of the sum
@@ -16,6 +16,12 @@ _SHORT = 128  # entries, of which the tolerance allows for the rounding of the s
 def signs(v: Array, xp: Namespace) -> Array:
     """-1 where `v` is negative, and 1 elsewhere."""
     return xp.where(v < 0, -xp.ones_like(v), xp.ones_like(v))
+
+
+def moderating(v: Array, xp: Namespace, last: tuple[int, ...] = (-1,)) -> Array:
+    """A power of 2 for every group along the `last` axes that takes huge entries to where sums do not overflow."""
+    top = xp.max(xp.abs(xp.stop_gradient(v)), axis=last, keepdims=True)
+    return xp.where(top > 2.0**64, 2.0**-64, xp.ones_like(top))
 
 
 def above_threshold(v: Array, total: Any, xp: Namespace) -> Array:

@@ -11,6 +11,7 @@ from projgrad.namespace import Array, Namespace
 from projgrad.registry import register
 from projgrad.sets.monotone import in_order, rising, with_means
 from projgrad.sets.sequences import positions, shifted
+from projgrad.sets.thresholds import moderating
 from projgrad.values import set_count, set_flag
 
 __all__ = ["Unimodal"]
@@ -23,11 +24,11 @@ _MOST = 100  # steps to the level of the peak, which are few
 class Unimodal(VectorSet):
     """The unimodal sequences ``{x : x[0] <= ... <= x[p] >= ... >= x[n-1]}``, for every group of entries along `axis`.
 
-    Convex where the peak p is given. Exact: isotonic regression of both sides, then one level for the peak and all that
-    is above it. Cost: as `Monotone`.
+    Not convex unless the peak p is given. Exact: isotonic regression of both sides, then one level for the peak and all
+    that is above it. Cost: as `Monotone`.
 
-    Not convex where the peak is any. Exact: the distance of each prefix and suffix from being monotone, then as above.
-    Cost: O(n^2) time and memory per group. Of several peaks with nearest points at the same distance, the first is
+    Where the peak is any, the distance of each prefix and suffix from being monotone tells which it is, in O(n^2) time
+    and memory per group. Of several peaks with nearest points at the same distance, the first is
     taken, as far as rounding lets it.
 
     The nearest point is the mean of `x` on each stretch where it is level. The order holds exactly.
@@ -70,7 +71,8 @@ class Unimodal(VectorSet):
         return ~xp.any((falls > 0) & (v[..., 1:] > v[..., :-1]), axis=-1)
 
     def nearest(self, v: Array, xp: Namespace) -> Array:
-        v = -v if self.valley else v
+        shrink = moderating(v, xp)
+        v = (-v if self.valley else v) * shrink
         fixed, index = xp.stop_gradient(v), positions(v, xp)
         peak = _best_peak(fixed, xp) if self.peak is None else self.peak
         # the side beyond the peak is set so high that it has no part in the other
@@ -83,7 +85,7 @@ class Unimodal(VectorSet):
         y = xp.where(index <= peak, left, right)
         if self.peak is not None:
             y = _under_peak(y, fixed[..., peak : peak + 1], index == peak, xp)
-        y = with_means(y, v, xp)
+        y = with_means(y, v, xp) / shrink
         return -y if self.valley else y
 
     @property

@@ -11,11 +11,12 @@ from projgrad.namespace import Array, Namespace
 from projgrad.precision import precision
 from projgrad.registry import register
 from projgrad.sets.sequences import Runs, after, positions, shifted
+from projgrad.sets.thresholds import moderating
 from projgrad.values import native_group, set_number
 
 __all__ = ["TotalVariationBall"]
 
-_MOST = 400  # rounds; 158 were the most in groups of 10,000
+_MOST = 400  # rounds, and 2 per entry; 158 were the most in 10,000 random entries, and n in n that alternate
 
 
 @register()
@@ -25,7 +26,8 @@ class TotalVariationBall(VectorSet):
 
     Convex. Exact: the taut string for a multiplier, found by splitting all its pieces at once where they leave the tube
     most, and Newton's method for the multiplier. Cost: O(n log n) per round, of which 107 were the most seen in 1,000
-    entries, and 158 in 10,000; after 400 it stops, short of the nearest point.
+    random entries, and 158 in 10,000; smooth or alternating
+    sequences of n take up to n. If 2 n + 400 do not do, eager code raises.
 
     The nearest point of a group outside is, on every stretch where it is level, the mean of `x`, lower where the
     stretch is a maximum and higher where it is a minimum.
@@ -37,6 +39,7 @@ class TotalVariationBall(VectorSet):
 
     Raises:
         ValueError: `radius` is negative or not finite, or `rate` is outside (0, 1].
+        RuntimeError: when projecting, where that can be looked at: the nearest point is not reached.
 
     Source: Davies and Kovac, Local extremes, runs, strings and multiresolution, Annals of Statistics 29 (2001), for
     the string; Fadili and Peyre, Total variation projection with first order schemes, IEEE Trans. Image Processing 20
@@ -52,10 +55,12 @@ class TotalVariationBall(VectorSet):
         set_number(self, "radius", least=0, what="a sum of distances")
 
     def nearest(self, v: Array, xp: Namespace) -> Array:
+        shrink = moderating(v, xp)
+        v = v * shrink
         fixed = xp.stop_gradient(v)
         last = positions(v, xp) == v.shape[-1] - 1
         jumps = xp.where(last, 0.0, shifted(fixed, -1, xp) - fixed)
-        radius = native_group(self.radius, v, xp)  # an array, as a number inside a loop does not compile twice
+        radius = native_group(self.radius, v, xp) * shrink  # an array, as a number inside a loop does not compile twice
         outside = xp.accurate_sum(xp.abs(jumps), (-1,)) > radius
         centre = xp.accurate_sum(fixed, (-1,)) / v.shape[-1]
         sign, y = _string(fixed - centre, jumps, last, outside, radius, xp)
@@ -65,7 +70,7 @@ class TotalVariationBall(VectorSet):
             _, mean, push = _pieces(d, sign, xp)
             return xp.where(outside, mean + _multiplier(mean, push, 0.0, xp) * push, d)
 
-        return xp.with_derivative(y, v, derivative)
+        return xp.with_derivative(y, v, derivative) / shrink
 
 
 def _pieces(v: Array, sign: Array, xp: Namespace) -> tuple[Runs, Array, Array]:
@@ -130,5 +135,6 @@ def _string(v: Array, jumps: Array, last: Array, outside: Array, radius: Array, 
         )
 
     begin = (outside, xp.sign(jumps), xp.zeros_like(v[..., :1]), 1.0 * v, xp.astype(outside & ~outside, xp.int32))
-    _, sign, _, y, _ = xp.iterate(step, begin, _MOST)
+    moving, sign, _, y, _ = xp.iterate(step, begin, _MOST + 2 * v.shape[-1])
+    xp.require(~moving, "the projection onto sequences of bounded variation did not converge: please report it")
     return sign, y

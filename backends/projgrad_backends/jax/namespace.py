@@ -63,10 +63,6 @@ class JaxNamespace(Namespace):
 
         return jax.lax.while_loop(go, lambda c: (c[0] + 1, *step(*c[1:])), (0, *state))[1:]
 
-    def require(self, ok: jax.Array, message: str) -> None:
-        if not isinstance(ok, jax.core.Tracer):
-            super().require(ok, message)
-
     def constant(self, value: FrozenArray, like: jax.Array) -> jax.Array:
         return jnp.asarray(self.finite(value, like.dtype).astype(like.dtype))
 

@@ -143,10 +143,6 @@ class TensorFlowNamespace(Namespace):
         go = lambda moving, *_: tf.reduce_any(moving)  # noqa: E731
         return tuple(tf.while_loop(go, lambda *s: tuple(step(*s)), state, maximum_iterations=most))
 
-    def require(self, ok: tf.Tensor, message: str) -> None:
-        if tf.executing_eagerly():
-            super().require(ok, message)
-
     def constant(self, value: FrozenArray, like: tf.Tensor) -> tf.Tensor:
         return tf.constant(self.finite(value, like.dtype), like.dtype)
 

@@ -90,7 +90,7 @@ def carry_out(x: torch.Tensor, move: Move) -> None:
             if part is not None:
                 carry_out(piece, part)
     else:
-        _entrywise_(x, move)
+        _copy_(x, move)
 
 
 def _parts(x: torch.Tensor, *others: torch.Tensor) -> Iterator[tuple[torch.Tensor, ...]]:
@@ -194,8 +194,8 @@ def _with_axis(factor: Any) -> Any:
     return factor.unsqueeze(-1) if isinstance(factor, torch.Tensor) else factor
 
 
-def _entrywise_(x: torch.Tensor, move: Move) -> None:
-    """Write a move that treats every entry by itself part by part, and any other at once."""
+def _copy_(x: torch.Tensor, move: Move) -> None:
+    """Write a clip part by part, and any other move at once."""
     clip = move.move if isinstance(move, Relaxed) else move
     if not isinstance(clip, Clip):
         x.copy_(move.apply(x, xp))
