@@ -9,6 +9,7 @@ from dataclasses import fields, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Self, cast
 
 from projgrad.axes import INCOMING, Axis, check_axis, numeric_axes
+from projgrad.frozen import FrozenArray
 from projgrad.moves import Move, is_one
 from projgrad.namespace import Array, Namespace, native
 from projgrad.precision import precision
@@ -61,9 +62,22 @@ class Constraint(ABC):
         Args:
             x: an array with at least one entry.
             xp: the functions to call on it.
-            metric: a positive weight h per entry, for the point that minimises ``sum(h * (y - x)**2)``. Always None in
-                this version.
+            metric: a positive weight h per entry, of the shape of `x` and in the dtype of computation, for the point
+                that minimises ``sum(h * (y - x)**2)``; None for equal weights. Only where the set is `in_metric`.
         """
+
+    @property
+    def in_metric(self) -> bool:
+        """Whether the nearest point in a diagonal metric is known; for single entries, it is the same in all."""
+        return self.axis == ()
+
+    def check_metric(self) -> None:
+        """Raise ValueError where no way is known to the nearest point in a diagonal metric."""
+        if not self.in_metric:
+            raise ValueError(
+                f'{self}: no way is known to its nearest point in a diagonal metric; leave it at metric="euclidean", '
+                "or take an optimizer that does not scale single entries, such as SGD"
+            )
 
     def group_axes(self, ndim: int) -> tuple[int, ...]:
         """The axes of a group in an array of `ndim` dimensions.
@@ -100,11 +114,14 @@ class Constraint(ABC):
         move = decided.solve(x, xp, metric)
         return move if is_one(decided.rate) else move.relaxed(decided.rate)
 
-    def project(self, x: Any, *, step: Any = None) -> Any:
+    def project(self, x: Any, *, metric: Any = None, step: Any = None) -> Any:
         """The point of the set nearest to `x`, or ``(1 - rate) * x + rate * P(x)`` where `rate` is below 1.
 
         Args:
             x: a floating-point array of any framework, or a variable that holds one.
+            metric: a positive weight h per entry, an array that broadcasts to `x`, for the point y that minimises
+                ``sum(h * (y - x)**2)``; None for equal weights. Within a group, weights below the largest by a factor
+                of 1e25 (1e200 in double precision) count as such. It is held constant in differentiation.
             step: which step a `Schedule` is asked about; not needed where there is none.
 
         Returns:
@@ -113,11 +130,13 @@ class Constraint(ABC):
 
         Raises:
             TypeError: `x` is not an array, or not floating-point.
-            ValueError: an axis does not exist in `x`, or is "incoming", which an array alone does not tell; or there is
-                a schedule and no step.
+            ValueError: an axis does not exist in `x`, or is "incoming", which an array alone does not tell; there is a
+                schedule and no step; no way is known to the nearest point in a metric, or the metric does not broadcast
+                to `x` or, where it can be looked at, is not positive and finite.
         """
         x, xp = self._checked(x)
-        return x if _is_empty(x) else self.move(x, xp, step=step).apply(x, xp)
+        h = None if metric is None else self._weights(metric, x, xp)
+        return x if _is_empty(x) else self.move(x, xp, h, step=step).apply(x, xp)
 
     def __call__(self, x: Any) -> Any:
         """`project`, so that a constraint can stand wherever a function of the weights can."""
@@ -238,6 +257,21 @@ class Constraint(ABC):
                 "optimizer wrapper, which counts the steps"
             )
         return self.at(step, x.dtype)
+
+    def _weights(self, metric: Any, x: Array, xp: Namespace) -> Array:
+        """The metric as an array of the shape of `x`, in the dtype of computation."""
+        self.check_metric()
+        like, shape = xp.upcast(x), tuple(x.shape)
+        h = native(metric)[0] if hasattr(metric, "dtype") else metric
+        if not isinstance(h, type(x)):
+            h = xp.constant(FrozenArray(h), like)
+        sides = zip(tuple(h.shape)[::-1], shape[::-1], strict=False)
+        if len(h.shape) > len(shape) or any(n not in (1, m) for n, m in sides):
+            raise ValueError(f"metric has the shape {tuple(h.shape)}, which does not broadcast to {shape}")
+        h = xp.broadcast_to(xp.stop_gradient(h), shape)
+        if xp.can_look(h) and not bool(xp.all((h > 0) & xp.isfinite(h))):
+            raise ValueError("metric must be positive and finite in every entry")
+        return xp.astype(h, xp.real(like).dtype if xp.is_complex(like) else like.dtype)
 
     def _checked(self, given: Any) -> tuple[Array, Namespace]:
         x, xp = native(given)

@@ -11,7 +11,7 @@ from projgrad.constraint import Constraint
 from projgrad.moves import Move, Replace
 from projgrad.namespace import Array, Namespace
 
-__all__ = ["Coupled", "PairSet", "VectorSet"]
+__all__ = ["Coupled", "PairSet", "VectorSet", "normalised"]
 
 
 class Coupled(Constraint):
@@ -35,6 +35,22 @@ class Coupled(Constraint):
         point by its closed form there.
         """
 
+    def nearest_in(self, v: Array, h: Array, xp: Namespace) -> Array:
+        """The point of every group that minimises ``sum(h * (y - v)**2)``, with all else as in `nearest`.
+
+        The weights h have the shape of `v`. They are positive, at most 1, which one of each group is, and constant.
+        """
+        raise NotImplementedError(f"{type(self).__name__} is projected onto in the Euclidean metric only")
+
+    @property
+    def in_metric(self) -> bool:
+        return type(self).nearest_in is not Coupled.nearest_in
+
+    def off(self, v: Array, xp: Namespace) -> Array:
+        """The distance of every group from the set, with length 1 in its axes: where it is quick to tell, that."""
+        away = v - self.nearest(v, xp)
+        return xp.times(*xp.norm(away, tuple(range(-len(self.parts(len(v.shape))), 0))))
+
     def holds(self, v: Array, xp: Namespace) -> Array | None:
         """Per group, without its axes: whether `v` has what must hold exactly (signs, zeros); None for nothing."""
         return None
@@ -52,27 +68,32 @@ class Coupled(Constraint):
             self.check_sizes(*sizes)
 
     def solve(self, x: Array, xp: Namespace, metric: Array | None = None) -> Move:
-        if metric is not None:
-            raise NotImplementedError(f"{type(self).__name__} is projected onto in the Euclidean metric only")
         ndim = len(x.shape)
         parts, last = self.parts(ndim), tuple(range(-len(self.parts(ndim)), 0))
         v = arrange(xp.upcast(x), parts, xp)
         finite = xp.all(xp.isfinite(v), axis=last, keepdims=True)
         v = xp.where(finite, v, 0.0)
-        y = xp.where(finite, self.nearest(v, xp), float("nan"))
-        holds = self._holds(v, x, xp)
-        return Replace(restore(y, parts, tuple(x.shape), xp), self.group_axes(ndim), self.accuracy, holds)
+        off, holds = None, self._holds(v, x, xp)
+        if metric is None:
+            y = self.nearest(v, xp)
+        else:
+            y = self.nearest_in(v, normalised(arrange(metric, parts, xp), last, xp), xp)
+            off = self._per_group(xp.where(finite, self.off(xp.stop_gradient(v), xp), float("nan")), x, xp)
+        y = restore(xp.where(finite, y, float("nan")), parts, tuple(x.shape), xp)
+        return Replace(y, self.group_axes(ndim), self.accuracy, holds, off)
 
     def holds_in(self, x: Array, xp: Namespace) -> Array | None:
         """`holds` for an array as it is given, with length 1 in the axes of a group."""
         return self._holds(arrange(xp.upcast(x), self.parts(len(x.shape)), xp), x, xp)
 
     def _holds(self, v: Array, x: Array, xp: Namespace) -> Array | None:
-        holds, axes = self.holds(v, xp), self.group_axes(len(x.shape))
-        if holds is None:
-            return None
+        holds = self.holds(v, xp)
+        return None if holds is None else self._per_group(holds, x, xp)
+
+    def _per_group(self, values: Array, x: Array, xp: Namespace) -> Array:
+        axes = self.group_axes(len(x.shape))
         kept = tuple(1 if d in axes else n for d, n in enumerate(x.shape))
-        return xp.reshape(holds, tuple(-1 if n is None else n for n in kept))
+        return xp.reshape(values, tuple(-1 if n is None else n for n in kept))
 
 
 class VectorSet(Coupled):
@@ -121,3 +142,11 @@ class PairSet(Coupled):
         if None not in shape:
             bound.check_shape(shape)
         return bound
+
+
+def normalised(h: Array, last: tuple[int, ...], xp: Namespace) -> Array:
+    """Weights relative to the largest of their group, and not too small for their inverse; 1 where all are 0."""
+    least = 1e-25 if str(h.dtype).endswith("float32") else 1e-200
+    most = xp.max(h, axis=last, keepdims=True)
+    h = h / xp.where(most > 0, most, 1.0)
+    return xp.where((h > least) & (most > 0), h, xp.where(most > 0, least, 1.0))

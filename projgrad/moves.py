@@ -93,11 +93,15 @@ class Scale(Move):
         return xp.where(kept, 1.0, self.m), xp.where(kept, s_kept, s), fill
 
     def distance(self, x: Array, xp: Namespace) -> Array:
+        return xp.squeeze(self.away(xp), axis=self.axes)
+
+    def away(self, xp: Namespace) -> Array:
+        """The distance of every group from the set, with length 1 in `axes`."""
         norm = xp.times(self.m, self.u)
         away = xp.where(xp.isnan(norm), norm, 0.0)
         if self.low is not None:
             away = xp.where(norm < self.low, self.low - norm, away)
-        return xp.squeeze(xp.where(norm > self.high, norm - self.high, away), axis=self.axes)
+        return xp.where(norm > self.high, norm - self.high, away)
 
     def keep(self, x: Array, xp: Namespace, slack: float = 1.0) -> Array:
         norm = xp.times(self.m, self.u)
@@ -161,12 +165,15 @@ class Replace(Move):
         axes: the axes of a group.
         accuracy: how many times the tolerance `y` may be off.
         holds: per group, with length 1 in `axes`, whether `x` has what must hold exactly; None for nothing.
+        off: per group, with length 1 in `axes`, the distance from the set, where that is not the one from `y`: in a
+            metric, the nearest point may be farther away.
     """
 
     y: Array
     axes: tuple[int, ...]
     accuracy: float = 1.0
     holds: Array | None = None
+    off: Array | None = None
 
     def apply(self, x: Array, xp: Namespace) -> Array:
         y = xp.astype(self.y, x.dtype)
@@ -184,6 +191,8 @@ class Replace(Move):
         return kept if self.holds is None else kept & self.holds
 
     def _away(self, x: Array, xp: Namespace) -> Array:
+        if self.off is not None:
+            return self.off
         return xp.times(*xp.norm(xp.upcast(x) - xp.upcast(self.y), self.axes))
 
 

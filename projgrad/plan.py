@@ -10,7 +10,7 @@ from projgrad.constraint import Constraint
 from projgrad.joint import Layout
 from projgrad.namespace import Array
 from projgrad.schedule import is_step
-from projgrad.tag import Tag
+from projgrad.tag import OPTIMIZER, Tag
 
 __all__ = ["Plan", "PlanEntry"]
 
@@ -49,6 +49,11 @@ class PlanEntry:
         return self.tag.constraint
 
     @property
+    def in_metric(self) -> bool:
+        """Whether the nearest point is the one in the metric of the optimizer."""
+        return self.tag.metric == OPTIMIZER
+
+    @property
     def counts(self) -> bool:
         """Whether it matters which step it is."""
         return self.tag.every > 1 or self.constraint.scheduled
@@ -62,13 +67,18 @@ class PlanEntry:
         """The parameters as the one array that the constraint is for."""
         return arrays[0] if self.layout is None else self.layout.gather(arrays)
 
+    def gather_metric(self, weights: Sequence[Any]) -> Array | None:
+        """The weights of the entries of each parameter as one array; None if one of them has none, as at the start."""
+        return None if any(weight is None for weight in weights) else self.gather(weights)
+
     def scatter(self, array: Array) -> list[Array]:
         """The parameters, of that one array."""
         return [array] if self.layout is None else self.layout.scatter(array)
 
-    def project(self, arrays: Sequence[Any], step: Any = None) -> list[Array]:
-        """The parameters projected."""
-        return self.scatter(self.constraint.project(self.gather(arrays), step=step))
+    def project(self, arrays: Sequence[Any], step: Any = None, weights: Sequence[Any] | None = None) -> list[Array]:
+        """The parameters projected; with weights, one array or None for each, in that metric."""
+        metric = None if weights is None else self.gather_metric(weights)
+        return self.scatter(self.constraint.project(self.gather(arrays), metric=metric, step=step))
 
     def violation(self, arrays: Sequence[Any], step: Any = None) -> Array:
         """The distance of every group from the set."""

@@ -15,7 +15,7 @@ from typing import Any
 from projgrad.constraint import Constraint
 from projgrad.joint import lay_out
 from projgrad.plan import Plan, PlanEntry
-from projgrad.tag import Joint, Tag, as_tag
+from projgrad.tag import OPTIMIZER, Joint, Tag, as_tag, check_metric
 
 __all__ = ["Parameter", "Rules", "Use", "resolve"]
 
@@ -70,21 +70,26 @@ class Parameter:
         return self.uses[0].name
 
 
-def resolve(rules: Rules | None, parameters: Sequence[Parameter], *, unused: bool = False) -> Plan:
+def resolve(
+    rules: Rules | None, parameters: Sequence[Parameter], *, unused: bool = False, metric: str | None = None
+) -> Plan:
     """What holds for the parameters: for each the last rule that selects it, or the tag of its layer.
 
     Args:
         rules: name patterns (`fnmatch`, ``*`` crosses separators) or layer classes to constraints; None for none.
         parameters: all parameters of the model.
         unused: accept rules that select nothing, where `parameters` are not all.
+        metric: of tags that do not say which, as in `projgrad.Tag`.
 
     Returns:
         Entries with the handles of the parameters, in their order.
 
     Raises:
         TypeError: a rule is not of that form, or the parameter is not floating-point.
-        ValueError: a rule selects nothing; tied weights, or a rule and a tag, disagree; a constraint does not fit.
+        ValueError: a rule selects nothing; tied weights, or a rule and a tag, disagree; a constraint does not fit; the
+            nearest point in the metric of the optimizer is asked of one for which no way to it is known.
     """
+    check_metric(metric, "resolve")
     pairs = list(_flatten({} if rules is None else rules))
     selected: set[int] = set()
     found: dict[Any, _Members] = {}
@@ -97,6 +102,7 @@ def resolve(rules: Rules | None, parameters: Sequence[Parameter], *, unused: boo
                 raise ValueError(f"{parameter.name}{tied}: {first[0]} asks for {first[1]}, but {source} for {tag}")
         _, tag, use, key = verdicts[0] if verdicts else ("", None, parameter.uses[0], None)
         if tag is not None:
+            tag = _in_metric(tag, metric, parameter)
             joined = ("joint", key) if isinstance(tag, Joint) else position
             found.setdefault(joined, (tag, []))[1].append((use, parameter))
     for i, (selector, attribute, _) in enumerate(pairs):
@@ -138,6 +144,17 @@ def _bind(tag: Tag | None, use: Use, parameter: Parameter) -> Tag | None:
     except (TypeError, ValueError) as error:
         kind = TypeError if isinstance(error, TypeError) else ValueError
         raise kind(f"{use.name}, of shape {parameter.shape}, cannot have {tag}: {error}") from None
+
+
+def _in_metric(tag: Tag, default: str | None, parameter: Parameter) -> Tag:
+    """The tag with the metric that holds, where None stands for the Euclidean one."""
+    metric = OPTIMIZER if (tag.metric or default) == OPTIMIZER else None
+    if metric is not None:
+        try:
+            tag.constraint.check_metric()
+        except ValueError as error:
+            raise ValueError(f"{parameter.name} cannot have {tag} with metric={metric!r}: {error}") from None
+    return replace(tag, metric=metric)
 
 
 def _entry(tag: Tag, members: Sequence[tuple[Use, Parameter]]) -> PlanEntry:

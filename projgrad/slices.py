@@ -112,6 +112,11 @@ class Slices(Constraint):
         }
         return replace(self, parts=parts, along=self.along % len(shape))
 
+    @property
+    def in_metric(self) -> bool:
+        parts = (part[1] if isinstance(part, tuple) else part for part in self.parts)
+        return all(part is None or part.in_metric for part in parts)
+
     def relaxed(self, rate: float | Schedule) -> Self:
         return replace(self, parts=tuple((ends, part and part.relaxed(rate)) for ends, part in self.parts))
 

@@ -11,7 +11,9 @@ from projgrad.registry import register, to_dict
 from projgrad.schedule import Schedule
 from projgrad.values import set_count
 
-__all__ = ["Joint", "Tag", "as_tag"]
+__all__ = ["EUCLIDEAN", "OPTIMIZER", "Joint", "Tag", "as_tag", "check_metric"]
+
+EUCLIDEAN, OPTIMIZER = "euclidean", "optimizer"  # metrics
 
 
 @register()
@@ -22,20 +24,24 @@ class Tag:
     Args:
         constraint: the constraint, or a function of the weights.
         every: project after steps `every`, ``2 * every``, ... only, besides once at the start.
+        metric: in which norm the nearest point is taken after a step: "euclidean", or "optimizer" for the one that the
+            optimizer scales its steps by; None for what the wrapper says.
 
     Raises:
         TypeError: `constraint` is neither, or `every` is not an int.
-        ValueError: `every` is below 1.
+        ValueError: `every` is below 1, or `metric` is not known.
     """
 
     constraint: Constraint
     every: int = 1
+    metric: str | None = None
 
     def __post_init__(self) -> None:
         if isinstance(self.constraint, Tag):
             raise TypeError(f"{self.constraint!r} is a tag already: give its constraint, and all options at once")
         object.__setattr__(self, "constraint", as_constraint(self.constraint))
         set_count(self, "every", least=1)
+        check_metric(self.metric, type(self).__name__)
 
     def relaxed(self, rate: float | Schedule) -> Self:
         """This tag with its constraint relaxed."""
@@ -47,6 +53,7 @@ class Tag:
 
     def __repr__(self) -> str:
         options = "" if self.every == 1 else f", every={self.every}"
+        options += "" if self.metric is None else f", metric={self.metric!r}"
         return f"{type(self).__name__}({self.constraint!r}{options})"
 
     def __str__(self) -> str:
@@ -64,7 +71,7 @@ class Joint(Tag):
 
     Args:
         constraint: the constraint, or a function of the weights.
-        every: as in `Tag`.
+        every, metric: as in `Tag`.
 
     Raises:
         TypeError, ValueError: as for `Tag`.
@@ -73,6 +80,12 @@ class Joint(Tag):
         >>> rules = {"head.*": pg.Joint(pg.MaxNorm(1.0))}  # a kernel and its bias
         >>> rules = {"*": pg.Joint(pg.MaxNorm(10.0, axis=None))}  # a whole network
     """
+
+
+def check_metric(metric: str | None, who: str) -> None:
+    """Raise ValueError where this is not the name of a metric, or None."""
+    if metric not in (None, EUCLIDEAN, OPTIMIZER):
+        raise ValueError(f"{who}: metric={metric!r} is not known; it is {EUCLIDEAN!r} or {OPTIMIZER!r}")
 
 
 def as_tag(thing: Any) -> Tag:

@@ -13,6 +13,7 @@ from projgrad.moves import Clip, Move
 from projgrad.namespace import Array, Namespace
 from projgrad.registry import register
 from projgrad.sets.norms import to_shell
+from projgrad.sets.secular import onto_shell
 from projgrad.values import check_broadcast, native_group, native_value, set_array, set_number
 
 __all__ = ["L2Ball", "LInfBall"]
@@ -67,6 +68,16 @@ class L2Ball(VectorSet):
         m, u = xp.norm(away, (-1,))
         inside = xp.times(m, u) <= self.radius
         return xp.where(inside, v, center + away / m * (self.radius / xp.where(u > 0, u, 1.0)))
+
+    def nearest_in(self, v: Array, h: Array, xp: Namespace) -> Array:
+        center = native_group(self.center, v, xp)
+        away = v - center
+        y = onto_shell(away, h, 0.0, self.radius, xp)
+        return xp.where(xp.stop_gradient(y) == xp.stop_gradient(away), v, center + y)
+
+    def off(self, v: Array, xp: Namespace) -> Array:
+        away = xp.times(*xp.norm(v - native_group(self.center, v, xp), (-1,))) - self.radius
+        return xp.where(away > 0, away, 0.0)
 
     @property
     def solid(self) -> bool:  # type: ignore[override]

@@ -3,22 +3,44 @@
 from __future__ import annotations
 
 import math
+from abc import abstractmethod
 from dataclasses import dataclass
 from typing import Any
 
-from projgrad.axes import INCOMING, Axis, group_size, numeric_axes
+from projgrad.axes import INCOMING, Axis, arrange, group_size, numeric_axes, restore
 from projgrad.constraint import Constraint
-from projgrad.moves import Move, Scale
+from projgrad.coupled import normalised
+from projgrad.moves import Move, Replace, Scale
 from projgrad.namespace import Array, Namespace
 from projgrad.registry import register
+from projgrad.sets.secular import onto_shell
 from projgrad.values import set_number
 
 __all__ = ["MaxNorm", "MinMaxNorm", "UnitNorm"]
 
 
+class _Norm(Constraint):
+    """A set of groups with a norm between two bounds."""
+
+    axis: Axis = INCOMING
+    complex_valued = True
+
+    @property
+    @abstractmethod
+    def bounds(self) -> tuple[Any, Any]:
+        """The least and the largest norm."""
+
+    @property
+    def in_metric(self) -> bool:
+        return True
+
+    def solve(self, x: Array, xp: Namespace, metric: Array | None = None) -> Move:
+        return to_shell(x, xp, metric, self.axis, *self.bounds)
+
+
 @register()
 @dataclass(frozen=True, repr=False)
-class MaxNorm(Constraint):
+class MaxNorm(_Norm):
     """The ball ``{x : ||x||_2 <= max_value}``, for every group of entries along `axis`.
 
     Convex. Exact: a group outside becomes ``x * max_value / ||x||``. Cost: O(n).
@@ -38,20 +60,20 @@ class MaxNorm(Constraint):
     max_value: float = 2.0
     axis: Axis = INCOMING
     rate: float = 1.0
-    complex_valued = True
     solid = True
 
     def __post_init__(self) -> None:
         super().__post_init__()
         set_number(self, "max_value", least=0, what="a norm")
 
-    def solve(self, x: Array, xp: Namespace, metric: Array | None = None) -> Move:
-        return to_shell(x, xp, metric, self.axis, 0.0, self.max_value)
+    @property
+    def bounds(self) -> tuple[Any, Any]:
+        return 0.0, self.max_value
 
 
 @register()
 @dataclass(frozen=True, repr=False)
-class UnitNorm(Constraint):
+class UnitNorm(_Norm):
     """The sphere ``{x : ||x||_2 = 1}``, for every group of entries along `axis`.
 
     Not convex. Exact: the nearest point is ``x / ||x||``. Cost: O(n).
@@ -72,16 +94,16 @@ class UnitNorm(Constraint):
 
     axis: Axis = INCOMING
     rate: float = 1.0
-    complex_valued = True
     convex = False
 
-    def solve(self, x: Array, xp: Namespace, metric: Array | None = None) -> Move:
-        return to_shell(x, xp, metric, self.axis, 1.0, 1.0)
+    @property
+    def bounds(self) -> tuple[Any, Any]:
+        return 1.0, 1.0
 
 
 @register()
 @dataclass(frozen=True, repr=False)
-class MinMaxNorm(Constraint):
+class MinMaxNorm(_Norm):
     """The shell ``{x : min_value <= ||x||_2 <= max_value}``, for every group of entries along `axis`.
 
     Not convex unless `min_value` is 0. Exact: a group outside is scaled to the nearer bound. Cost: O(n).
@@ -105,7 +127,6 @@ class MinMaxNorm(Constraint):
     max_value: float = 1.0
     rate: float = 1.0
     axis: Axis = INCOMING
-    complex_valued = True
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -114,8 +135,9 @@ class MinMaxNorm(Constraint):
         if self.min_value > self.max_value:
             raise ValueError(f"MinMaxNorm: min_value={self.min_value} is above max_value={self.max_value}")
 
-    def solve(self, x: Array, xp: Namespace, metric: Array | None = None) -> Move:
-        return to_shell(x, xp, metric, self.axis, self.min_value, self.max_value)
+    @property
+    def bounds(self) -> tuple[Any, Any]:
+        return self.min_value, self.max_value
 
     @property
     def convex(self) -> bool:  # type: ignore[override]
@@ -126,14 +148,19 @@ class MinMaxNorm(Constraint):
         return isinstance(self.min_value, float) and self.min_value == 0
 
 
-def to_shell(x: Array, xp: Namespace, metric: Array | None, axis: Axis, low: Any, high: Any) -> Scale:
+def to_shell(x: Array, xp: Namespace, metric: Array | None, axis: Axis, low: Any, high: Any) -> Move:
     """The move to ``low <= ||x|| <= high`` in every group along `axis`; the bounds are numbers or 0-d arrays."""
-    if metric is not None:
-        raise NotImplementedError("norms are projected onto in the Euclidean metric only")
     axes = numeric_axes(axis, len(x.shape))
     size = group_size(x.shape, axes)
     m, u = xp.norm(x, axes)
     if isinstance(low, int | float) and low == 0:
-        return Scale(m, u, None, high, axes, size)
-    sphere = isinstance(low, float) and isinstance(high, float) and low == high
-    return Scale(m, u, low, high, axes, size, sphere=sphere)
+        scale = Scale(m, u, None, high, axes, size)
+    else:
+        sphere = isinstance(low, int | float) and isinstance(high, int | float) and low == high
+        scale = Scale(m, u, low, high, axes, size, sphere=sphere)
+    if metric is None:
+        return scale
+    v, h = arrange(xp.upcast(x), (axes,), xp), normalised(arrange(metric, (axes,), xp), (-1,), xp)
+    finite = xp.all(xp.isfinite(v), axis=-1, keepdims=True)
+    y = xp.where(finite, onto_shell(xp.where(finite, v, xp.zeros_like(v)), h, low, high, xp), math.nan)
+    return Replace(restore(y, (axes,), tuple(x.shape), xp), axes, off=scale.away(xp))

@@ -12,7 +12,7 @@ from projgrad.axes import Axis
 from projgrad.coupled import VectorSet
 from projgrad.namespace import Array, Namespace
 from projgrad.registry import register
-from projgrad.sets.thresholds import above_threshold, signs, within_bounds
+from projgrad.sets.thresholds import above_threshold, off_sum, signs, within_bounds
 from projgrad.values import check_bounds, check_broadcast, native_group, set_number
 
 __all__ = ["CappedSimplex", "L1Ball", "L1Sphere", "Simplex"]
@@ -51,6 +51,12 @@ class Simplex(VectorSet):
 
     def nearest(self, v: Array, xp: Namespace) -> Array:
         return above_threshold(v, self.total, xp)
+
+    def nearest_in(self, v: Array, h: Array, xp: Namespace) -> Array:
+        return above_threshold(v, self.total, xp, 1.0 / h)
+
+    def off(self, v: Array, xp: Namespace) -> Array:
+        return off_sum(v, self.total, xp)
 
 
 @register()
@@ -118,6 +124,10 @@ class CappedSimplex(VectorSet):
         lower, upper = (native_group(bound, v, xp) for bound in (self.lower, self.upper))
         return within_bounds(v, self.total, lower, upper, xp)
 
+    def nearest_in(self, v: Array, h: Array, xp: Namespace) -> Array:
+        lower, upper = (native_group(bound, v, xp) for bound in (self.lower, self.upper))
+        return within_bounds(v, self.total, lower, upper, xp, 1.0 / h)
+
 
 @register()
 @dataclass(frozen=True, repr=False)
@@ -151,6 +161,15 @@ class L1Ball(VectorSet):
         sign = signs(v, xp)
         inside = xp.accurate_sum(xp.abs(xp.stop_gradient(v)), (-1,)) <= self.radius
         return xp.where(inside, v, sign * above_threshold(sign * v, self.radius, xp))
+
+    def nearest_in(self, v: Array, h: Array, xp: Namespace) -> Array:
+        sign = signs(v, xp)
+        inside = xp.accurate_sum(xp.abs(xp.stop_gradient(v)), (-1,)) <= self.radius
+        return xp.where(inside, v, sign * above_threshold(sign * v, self.radius, xp, 1.0 / h))
+
+    def off(self, v: Array, xp: Namespace) -> Array:
+        far = off_sum(xp.abs(v), self.radius, xp)
+        return xp.where(xp.accurate_sum(xp.abs(v), (-1,)) > self.radius, far, 0.0)
 
 
 @register()
@@ -188,3 +207,10 @@ class L1Sphere(VectorSet):
     def nearest(self, v: Array, xp: Namespace) -> Array:
         sign = signs(v, xp)
         return sign * above_threshold(sign * v, self.radius, xp)
+
+    def nearest_in(self, v: Array, h: Array, xp: Namespace) -> Array:
+        sign = signs(v, xp)
+        return sign * above_threshold(sign * v, self.radius, xp, 1.0 / h)
+
+    def off(self, v: Array, xp: Namespace) -> Array:
+        return off_sum(xp.abs(v), self.radius, xp)

@@ -53,6 +53,12 @@ class Cardinality(VectorSet):
     def nearest(self, v: Array, xp: Namespace) -> Array:
         return xp.where(largest(xp.abs(xp.stop_gradient(v)), self.k, xp), v, 0.0)
 
+    def nearest_in(self, v: Array, h: Array, xp: Namespace) -> Array:
+        return xp.where(largest(xp.abs(xp.stop_gradient(v)) * xp.sqrt(h), self.k, xp), v, 0.0)
+
+    def off(self, v: Array, xp: Namespace) -> Array:
+        return 0.0 * v[..., :1]
+
 
 @register()
 @dataclass(frozen=True, repr=False)
@@ -137,6 +143,15 @@ class L0Groups(PairSet):
         m, u = xp.norm(fixed * moderating(fixed, xp, (-2, -1)), (-1,))
         kept = largest(xp.squeeze(m * u, axis=-1), self.k, xp)
         return xp.where(xp.expand_dims(kept, axis=-1), v, 0.0)
+
+    def nearest_in(self, v: Array, h: Array, xp: Namespace) -> Array:
+        fixed = xp.stop_gradient(v)
+        m, u = xp.norm(fixed * moderating(fixed, xp, (-2, -1)) * xp.sqrt(h), (-1,))
+        kept = largest(xp.squeeze(m * u, axis=-1), self.k, xp)
+        return xp.where(xp.expand_dims(kept, axis=-1), v, 0.0)
+
+    def off(self, v: Array, xp: Namespace) -> Array:
+        return 0.0 * v[..., :1, :1]
 
 
 def largest(v: Array, k: int, xp: Namespace) -> Array:

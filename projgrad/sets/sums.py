@@ -48,6 +48,9 @@ class SumTo(VectorSet):
     def nearest(self, v: Array, xp: Namespace) -> Array:
         return to_sum(v, self.total, xp)
 
+    def nearest_in(self, v: Array, h: Array, xp: Namespace) -> Array:
+        return to_sum(v, self.total, xp, 1.0 / h)
+
     @property
     def cone(self) -> bool:  # type: ignore[override]
         return isinstance(self.total, float) and self.total == 0
@@ -78,6 +81,9 @@ class ZeroMean(VectorSet):
     def nearest(self, v: Array, xp: Namespace) -> Array:
         return to_sum(v, 0.0, xp)
 
+    def nearest_in(self, v: Array, h: Array, xp: Namespace) -> Array:
+        return to_sum(v, 0.0, xp, 1.0 / h)
+
 
 @dataclass(frozen=True, repr=False)
 class _Linear(VectorSet):
@@ -105,8 +111,8 @@ class _Linear(VectorSet):
         if self.normal.shape != sizes:
             raise ValueError(f"{type(self).__name__}: normal has {self.normal.shape[0]} entries, a group {sizes[0]}")
 
-    def along(self, v: Array, xp: Namespace, *, below: bool) -> Array:
-        """`v`, moved along the normal onto the plane; where it is `below`, not at all."""
+    def along(self, v: Array, xp: Namespace, h: Array | None = None, *, below: bool) -> Array:
+        """`v`, moved along the normal, in the metric h, onto the plane; where it is `below`, not at all."""
         unit: Array = xp.constant(self._unit, v)  # type: ignore[attr-defined]
         offset = self.offset / self._length  # type: ignore[attr-defined]
         scale = comfortable(v, offset, xp)
@@ -115,8 +121,13 @@ class _Linear(VectorSet):
         def excess(y: Array) -> Array:
             return xp.accurate_sum(y * unit, (-1,)) - offset * scale
 
-        moved = y - excess(y) * unit
-        moved = moved - excess(moved) * unit  # what rounding left
+        way = unit
+        if h is not None:
+            way = unit / h
+            way = way / xp.max(xp.abs(way), axis=-1, keepdims=True)
+            way = way / xp.accurate_sum(way * unit, (-1,))
+        moved = y - excess(y) * way
+        moved = moved - excess(moved) * way  # what rounding left
         if below:
             moved = xp.where(excess(xp.stop_gradient(y)) > 0, moved, y)
         return moved / scale
@@ -147,6 +158,9 @@ class Hyperplane(_Linear):
     def nearest(self, v: Array, xp: Namespace) -> Array:
         return self.along(v, xp, below=False)
 
+    def nearest_in(self, v: Array, h: Array, xp: Namespace) -> Array:
+        return self.along(v, xp, h, below=False)
+
     @property
     def cone(self) -> bool:  # type: ignore[override]
         return isinstance(self.offset, float) and self.offset == 0
@@ -175,17 +189,21 @@ class Halfspace(_Linear):
     def nearest(self, v: Array, xp: Namespace) -> Array:
         return self.along(v, xp, below=True)
 
+    def nearest_in(self, v: Array, h: Array, xp: Namespace) -> Array:
+        return self.along(v, xp, h, below=True)
+
     @property
     def cone(self) -> bool:  # type: ignore[override]
         return isinstance(self.offset, float) and self.offset == 0
 
 
-def to_sum(v: Array, total: float, xp: Namespace) -> Array:
-    """The nearest point to `v` whose entries along the last axis sum to `total`."""
+def to_sum(v: Array, total: float, xp: Namespace, w: Array | None = None) -> Array:
+    """The nearest point to `v` whose entries along the last axis sum to `total`; they move by a multiple of `w`."""
     scale = comfortable(v, total, xp)
     y = v * scale
+    share = 1.0 / v.shape[-1] if w is None else w / xp.sum(w, axis=-1, keepdims=True)
     for _ in range(2):  # the second time for what rounding left
-        y = y - (xp.accurate_sum(y, (-1,)) - total * scale) / v.shape[-1]
+        y = y - (xp.accurate_sum(y, (-1,)) - total * scale) * share
     return y / scale
 
 

@@ -50,6 +50,10 @@ class Symmetric(SquareSet):
     def nearest(self, v: Array, xp: Namespace) -> Array:
         return symmetric_part(v, xp)
 
+    def nearest_in(self, v: Array, h: Array, xp: Namespace) -> Array:
+        across, own = xp.matrix_transpose(v), h / (h + xp.matrix_transpose(h))
+        return own * v + xp.matrix_transpose(own) * across
+
 
 @register()
 @dataclass(frozen=True, repr=False)
@@ -75,6 +79,10 @@ class SkewSymmetric(SquareSet):
 
     def nearest(self, v: Array, xp: Namespace) -> Array:
         return 0.5 * v - 0.5 * xp.matrix_transpose(v)
+
+    def nearest_in(self, v: Array, h: Array, xp: Namespace) -> Array:
+        across, own = xp.matrix_transpose(v), h / (h + xp.matrix_transpose(h))
+        return own * v - xp.matrix_transpose(own) * across
 
 
 @register()

@@ -1,4 +1,7 @@
-"""The threshold of every group for which its entries, cut off there, have a given sum."""
+"""The threshold of every group for which its entries, cut off there, have a given sum.
+
+In a metric with the weights h, it is not the same for all entries, but ``t w`` with w = 1 / h.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,7 @@ from typing import Any
 
 from projgrad.namespace import Array, Namespace
 
-__all__ = ["above_threshold", "moderating", "signs", "within_bounds"]
+__all__ = ["above_threshold", "moderating", "off_sum", "signs", "within_bounds"]
 
 _MOST = 75  # Newton steps; 11 were the most in groups of up to a million entries
 _SHORT = 128  # entries, of which the tolerance allows for the rounding of the sum
@@ -24,46 +27,65 @@ def moderating(v: Array, xp: Namespace, last: tuple[int, ...] = (-1,)) -> Array:
     return xp.where(top > 2.0**64, 2.0**-64, xp.ones_like(top))
 
 
-def above_threshold(v: Array, total: Any, xp: Namespace) -> Array:
-    """``max(v - t, 0)`` along the last axis with the t for which it sums to `total`."""
+def above_threshold(v: Array, total: Any, xp: Namespace, w: Array | None = None) -> Array:
+    """``max(v - t w, 0)`` along the last axis with the t for which it sums to `total`; w is 1 where it is None."""
 
     def rest(y: Array) -> tuple[Array, Array]:
         above = xp.stop_gradient(y) > 0
-        return above, share(xp.accurate_sum(xp.where(above, y, 0.0), (-1,)) - total, above, xp)
+        return above, share(xp.accurate_sum(xp.where(above, y, 0.0), (-1,)) - total, above, xp, w)
 
     def step(moving: Array, t: Array) -> tuple[Array, Array]:
-        further = t + rest(fixed - t)[1]
+        further = t + rest(fixed - scaled(t, w))[1]
         return further > t, xp.maximum(further, t)
 
-    v = v - xp.stop_gradient(xp.max(v, axis=-1, keepdims=True))  # t is now between -total and 0
+    total = xp.zeros_like(v[..., :1]) + total  # an array, as compiled loops take no numbers that may change
     fixed = xp.stop_gradient(v)
-    total = xp.zeros_like(fixed[..., :1]) + total  # an array, as compiled loops take no numbers that may change
-    t = -total
+    if w is None:
+        v = v - xp.max(fixed, axis=-1, keepdims=True)  # t is now between -total and 0
+        t = -total
+    else:  # no entry is above the total, whatever its digits say
+        start = (fixed - total) / w
+        most = xp.max(start, axis=-1, keepdims=True)
+        low = fixed - most * w
+        v = xp.graft(xp.where((start >= most) | (low > total), total, low), v)
+        t = 0.0 * total
+    fixed = xp.stop_gradient(v)
     _, t = xp.iterate(step, (xp.isfinite(t), t), _MOST)
-    # once more from v - t, where the digits that v has beyond t are not lost, and with the derivative
-    above, more = rest(v - t)
-    y = v - t - more
+    # once more from v - t w, where the digits that v has beyond it are not lost, and with the derivative
+    v = v - scaled(t, w)
+    above, more = rest(v)
+    y = v - scaled(more, w)
     return xp.where(above & (y > 0), y, 0.0)
 
 
-def within_bounds(v: Array, total: Any, lower: Array, upper: Array, xp: Namespace) -> Array:
-    """``clip(v - t, lower, upper)`` along the last axis with the t for which it sums to `total`."""
+def within_bounds(v: Array, total: Any, lower: Array, upper: Array, xp: Namespace, w: Array | None = None) -> Array:
+    """``clip(v - t w, lower, upper)`` along the last axis with the t for which it sums to `total`."""
     # two arrays, as compiled loops take no numbers that may change, and single precision not all digits of this one
-    scaled = total * (2.0**30 + 1)
-    first = scaled - (scaled - total) if isinstance(total, float) else total
+    large = total * (2.0**30 + 1)
+    first = large - (large - total) if isinstance(total, float) else total
     total = tuple(xp.zeros_like(v[..., :1]) + part for part in (first, total - first))
-    for _ in range(2):  # the second time from v - t, where the digits that v has beyond t are not lost
-        v = v - _threshold(xp.stop_gradient(v), total, lower, upper, xp)
+    for _ in range(2):  # the second time from v - t w, where the digits that v has beyond it are not lost
+        v = v - scaled(_threshold(xp.stop_gradient(v), total, lower, upper, xp, w), w)
     fixed = xp.stop_gradient(v)
     free = (fixed > lower) & (fixed < upper)
     bound = xp.where(fixed > lower, upper, lower)
-    y = v - share(excess(xp.where(free, v, bound), total, xp), free, xp)  # with the derivative
+    y = v - scaled(share(excess(xp.where(free, v, bound), total, xp), free, xp, w), w)  # with the derivative
     return xp.where(free, xp.where(y < lower, lower, xp.where(y > upper, upper, y)), bound)
 
 
-def _threshold(v: Array, total: tuple[Array, Array], lower: Array, upper: Array, xp: Namespace) -> Array:
+def off_sum(v: Array, total: Any, xp: Namespace) -> Array:
+    """How far a group that is close to a sum of `total` is from it, where only entries that are not 0 can move."""
+    count = xp.sum(xp.astype(v != 0, v.dtype), axis=-1, keepdims=True)
+    return xp.abs(xp.accurate_sum(v, (-1,)) - total) / xp.sqrt(xp.where(count > 0, count, 1.0))
+
+
+def _threshold(
+    v: Array, total: tuple[Array, Array], lower: Array, upper: Array, xp: Namespace, w: Array | None
+) -> Array:
     """The t of `within_bounds`, as far as the digits of `v` tell it."""
     leaves, arrives = v - upper, v - lower  # the t at which an entry leaves its upper bound, and gets to its lower one
+    if w is not None:
+        leaves, arrives = leaves / w, arrives / w
     ends = xp.sort(xp.concat([leaves, arrives], axis=-1), axis=-1)
     most = ends.shape[-1]
 
@@ -74,7 +96,7 @@ def _threshold(v: Array, total: tuple[Array, Array], lower: Array, upper: Array,
         middle = (first + last) // 2
         t = at(middle)
         finite = xp.isfinite(t)  # an end at infinity is that of an infinite bound, which makes the sum infinite
-        y = xp.where(leaves >= t, upper, xp.where(arrives <= t, lower, v - t))
+        y = xp.where(leaves >= t, upper, xp.where(arrives <= t, lower, v - scaled(t, w)))
         enough = xp.where(finite, excess(xp.where(finite, y, 0.0), total, xp) >= 0, t < 0)
         first, last = xp.where(moving & enough, middle + 1, first), xp.where(moving & ~enough, middle, last)
         return first < last, first, last
@@ -85,15 +107,21 @@ def _threshold(v: Array, total: tuple[Array, Array], lower: Array, upper: Array,
     below = xp.where(count > 0, at(count - 1), -math.inf)
     above = xp.where(count < most, at(count), math.inf)
     free = (leaves <= below) & (arrives >= above)
-    t = share(excess(xp.where(free, v, xp.where(arrives <= below, lower, upper)), total, xp), free, xp)
+    t = share(excess(xp.where(free, v, xp.where(arrives <= below, lower, upper)), total, xp), free, xp, w)
     t = xp.where(t < below, below, xp.where(t > above, above, t))
     return xp.where(xp.any(free, axis=-1, keepdims=True), t, xp.where(xp.isfinite(below), below, above))
 
 
-def share(much: Array, free: Array, xp: Namespace) -> Array:
-    """By how much every `free` entry has to fall for the sum along the last axis to fall by so much."""
-    count = xp.sum(xp.astype(free, much.dtype), axis=-1, keepdims=True)
+def share(much: Array, free: Array, xp: Namespace, w: Array | None = None) -> Array:
+    """The t for which the sum along the last axis falls by so much, where every `free` entry falls by ``t w``."""
+    of_one = xp.astype(free, much.dtype) if w is None else xp.where(free, w, 0.0)
+    count = xp.sum(of_one, axis=-1, keepdims=True)
     return much / xp.where(count > 0, count, 1.0)
+
+
+def scaled(t: Array, w: Array | None) -> Array:
+    """``t w``, with 1 for a w that is None."""
+    return t if w is None else t * w
 
 
 def excess(y: Array, total: tuple[Array, Array], xp: Namespace) -> Array:

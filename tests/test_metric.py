@@ -1,0 +1,242 @@
+"""The nearest point in a diagonal metric, for every set that has one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import projgrad as pg
+from tests.cases import Case, all_cases
+from tests.frameworks import FRAMEWORKS, IN_PLACE, JAX, NUMPY, TENSORFLOW, TORCH, TORCH_GRAPH, Framework
+
+COUPLED = [case for case in all_cases() if case.constraint.in_metric and case.constraint.axis != ()]
+cases = pytest.mark.parametrize("case", COUPLED, ids=lambda case: repr(case.constraint))
+SEEDS = st.integers(0, 2**32 - 1)
+SPANS = (0.0, 2.0, 6.0, 24.0)  # orders of magnitude between the weights of a group
+
+
+def weights(seed: int, shape: tuple[int, ...], span: float) -> np.ndarray:
+    """Random weights, of which every third is equal to its neighbours', at any scale."""
+    rng = np.random.default_rng(seed)
+    h = 10.0 ** (-span * rng.random(shape))
+    h = np.where(rng.random(shape) < 0.3, 1.0, h)
+    return h * 10.0 ** rng.uniform(-4, 4)
+
+
+def slack(case: Case, dtype: str, *groups: Any) -> float:
+    """What the points of groups may be off."""
+    return sum(case.accuracy * float(pg.tolerance(dtype, group.size, np.linalg.norm(group))) for group in groups)
+
+
+def check(case: Case, dtype: str, group: np.ndarray, h: np.ndarray, point: np.ndarray) -> None:
+    """That `point` is in the set and nearest in the metric h."""
+    tol = slack(case, dtype, group, point)
+    assert case.distance(point) <= 1.5 * slack(case, dtype, point) + slack(case, "float64", group), (group, h, point)
+    h = h / h.max()
+    if case.convex:
+        # it is so where it is the Euclidean nearest point of a step from it down the gradient, however long the step
+        for length in (0.5, 1.0):
+            stepped = point + length * h * (group - point)
+            assert np.linalg.norm(case.oracle(stepped) - point) <= 8 * tol, (group, h, point)
+    size = np.sqrt((h * (point - group) ** 2).sum())
+    for other in rivals(case, group, h, point):
+        assert size <= np.sqrt((h * (other - group) ** 2).sum()) + 4 * tol, (group, h, point, other)
+
+
+def rivals(case: Case, group: np.ndarray, h: np.ndarray, point: np.ndarray) -> list[np.ndarray]:
+    """Other points of the set: near, and that of the Euclidean metric."""
+    rng = np.random.default_rng(0)
+    near = [point + 10.0**k * rng.standard_normal(group.shape) for k in (-3, -1, 0)]
+    near += [point + 0.1 * rng.standard_normal(group.shape) * np.abs(group - point).max() / np.sqrt(h).clip(1e-3)]
+    found = [case.oracle(other) for other in (group, -group, *near, group * np.sqrt(h))]
+    return [other for other in found if case.distance(other) <= slack(case, "float64", other)]
+
+
+@cases
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@settings(max_examples=4)
+@given(seed=SEEDS)
+def test_the_nearest_point_in_a_metric(case: Case, dtype: str, seed: int) -> None:
+    for shape in case.shapes:
+        groups = case.groups(seed, shape).astype(dtype)
+        for span in SPANS:
+            h = weights(seed, groups.shape, span).astype(dtype)
+            found = case.constraint.project(groups, metric=h)
+            assert found.dtype == groups.dtype
+            for group, weight, point in zip(groups, h, found, strict=True):
+                check(case, dtype, group.astype(float), weight.astype(float), point.astype(float))
+            np.testing.assert_array_equal(case.constraint.project(found, metric=h), found)
+            assert case.constraint.contains(found)
+
+
+@cases
+def test_equal_weights_are_no_weights(case: Case) -> None:
+    for shape in case.shapes:
+        groups = case.groups(1, shape)
+        found = case.constraint.project(groups, metric=np.full((1,) * len(shape), 1e-7))
+        atol = 2 * max(slack(case, "float64", group) for group in groups)
+        np.testing.assert_allclose(found, case.constraint.project(groups), rtol=1e-13, atol=atol)
+
+
+@cases
+@pytest.mark.parametrize("framework", [f for f in FRAMEWORKS if f not in (IN_PLACE, NUMPY)], indirect=True)
+def test_all_frameworks_find_the_same(framework: Framework, case: Case) -> None:
+    compiled_only = framework in (JAX, TENSORFLOW)  # which prepare every operation on its own when it is not
+    shape = case.shapes[-1]
+    groups = case.groups(2, shape)
+    h = weights(2, groups.shape, 6.0)
+    expected = case.constraint.project(groups, metric=h)
+
+    def project(x: Any, h: Any) -> Any:
+        return case.constraint.project(x, metric=h)
+
+    run: Callable[..., Any] = framework.compile(project) if compiled_only and framework.compile else project
+    found = framework.read(run(framework.make(groups, "float64"), framework.make(h, "float64")))
+    if case.convex:
+        np.testing.assert_allclose(found, expected, rtol=1e-9, atol=case.accuracy * 1e-12 * np.abs(groups).max())
+    assert np.isfinite(found).all()
+
+
+@cases
+def test_compiled_by_torch(case: Case) -> None:
+    if TORCH_GRAPH.missing:
+        pytest.skip(f"{TORCH_GRAPH.needs} is not installed")
+    shape = case.shapes[-1]
+    groups = case.groups(3, shape)
+    h = weights(3, groups.shape, 6.0)
+    assert TORCH_GRAPH.compile is not None
+    with TORCH_GRAPH.scope():
+        x, weight = TORCH_GRAPH.make(groups, "float64"), TORCH_GRAPH.make(h, "float64")
+        eager = TORCH_GRAPH.read(case.constraint.project(x, metric=weight))
+        compiled = TORCH_GRAPH.read(TORCH_GRAPH.compile(lambda x, h: case.constraint.project(x, metric=h))(x, weight))
+    np.testing.assert_allclose(compiled, eager, rtol=1e-10, atol=case.accuracy * 1e-12 * np.abs(groups).max())
+
+
+@cases
+def test_any_axes_in_a_metric(case: Case) -> None:
+    shape = case.shapes[-1]
+    groups = case.groups(4, shape)[:6].reshape(2, 3, *shape)
+    h = weights(4, groups.shape, 3.0)
+    expected = case.constraint.project(groups, metric=h)
+    order = (1, *range(2, 2 + case.rank), 0)
+    constraint = case.along(tuple(order.index(2 + i) for i in range(case.rank)))
+    found = constraint.project(np.transpose(groups, order), metric=np.transpose(h, order))
+    found = np.transpose(found, np.argsort(order))
+    np.testing.assert_allclose(found, expected, rtol=1e-9, atol=case.accuracy * 1e-12 * np.abs(groups).max())
+
+
+@cases
+def test_derivatives_in_a_metric(case: Case) -> None:
+    if TORCH.missing:
+        pytest.skip(f"{TORCH.needs} is not installed")
+    shape = case.shapes[-1]
+    rng = np.random.default_rng(5)
+    groups = np.stack([rng.standard_normal(shape), 3 * rng.standard_normal(shape), np.zeros(shape)])
+    h, w = weights(5, groups.shape, 2.0), rng.standard_normal(groups.shape)
+    weight = TORCH.make(h, "float64")
+    assert TORCH.gradient is not None
+    gradient = TORCH.read(
+        TORCH.gradient(
+            lambda x: case.constraint.project(x, metric=weight),
+            TORCH.make(groups, "float64"),
+            TORCH.make(w, "float64"),
+        )
+    )
+    assert np.isfinite(gradient).all()
+    if not case.smooth:
+        return
+    step = 1e-6
+    for i in range(2):
+        direction = rng.standard_normal(shape)
+        ends = [case.constraint.project(groups[i] + s * step * direction, metric=h[i]) for s in (-1, 1)]
+        difference = float(((ends[1] - ends[0]) * w[i]).sum() / (2 * step))
+        np.testing.assert_allclose((gradient[i] * direction).sum(), difference, rtol=1e-4, atol=1e-5)
+
+
+@cases
+def test_huge_and_tiny_in_a_metric(case: Case) -> None:
+    some_groups = case.groups(6, case.shapes[-1])[[1, 4, 6]]
+    groups = np.concatenate([some_groups * size for size in (1e-38, 1e-30, 1e15, 1e30)]).astype(np.float32)
+    h = weights(6, groups.shape, 24.0).astype(np.float32)
+    found = case.constraint.project(groups, metric=h)
+    assert np.isfinite(found).all()
+    for point in found:
+        assert case.distance(point.astype(float)) <= 1.5 * slack(case, "float32", point.astype(float)) + 1e-37
+    for group, wrong in zip(groups[1:3], (np.nan, np.inf), strict=True):
+        group.reshape(-1)[-1] = wrong
+    bad = case.constraint.project(groups[:4], metric=h[:4])
+    assert np.isnan(bad[1:3]).all()
+    assert np.isfinite(bad[[0, 3]]).all()
+
+
+ENTRYWISE = [pg.Box(-1, 2), pg.NonNeg(), pg.Mask([1, 0, 0, 1]), pg.Quantized(0.5), pg.LInfBall(1.0)]
+
+
+@pytest.mark.parametrize("constraint", ENTRYWISE, ids=str)
+def test_single_entries_do_not_mind(constraint: Any) -> None:
+    x = np.random.default_rng(0).standard_normal((3, 4))
+    np.testing.assert_array_equal(constraint.project(x, metric=weights(0, x.shape, 6.0)), constraint.project(x))
+
+
+NONE: list[Any] = [
+    pg.SpectralNorm(),
+    pg.NuclearNorm(),
+    pg.Rank(1),
+    pg.Orthogonal(),
+    pg.PositiveSemidefinite(),
+    pg.Spectraplex(),
+]
+NONE += [pg.Correlation(), pg.SparseSimplex(1), pg.as_constraint(abs)]
+
+
+@pytest.mark.parametrize("constraint", NONE, ids=str)
+def test_what_has_no_form_in_a_metric_says_so(constraint: Any) -> None:
+    assert not constraint.in_metric
+    with pytest.raises(ValueError, match=r'no way is known.*metric="euclidean"'):
+        constraint.project(np.eye(3), metric=np.ones((3, 3)))
+
+
+@pytest.mark.parametrize(
+    ("metric", "message"),
+    [
+        (np.zeros(3), "positive and finite"),
+        (np.asarray([1.0, np.nan, 1.0]), "positive and finite"),
+        (-1.0, "positive and finite"),
+        (np.ones(4), r"metric has the shape \(4,\), which does not broadcast to \(2, 3\)"),
+        (np.ones((1, 2, 3)), "does not broadcast"),
+    ],
+)
+def test_a_wrong_metric(metric: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        pg.Simplex().project(np.ones((2, 3)), metric=metric)
+
+
+def test_relaxed_and_scheduled_in_a_metric() -> None:
+    x, h = np.asarray([3.0, 1.0, -1.0]), np.asarray([1.0, 0.1, 10.0])
+    full = pg.Simplex().project(x, metric=h)
+    np.testing.assert_allclose(pg.Simplex().relaxed(0.25).project(x, metric=h), 0.75 * x + 0.25 * full)
+    scheduled = pg.Simplex(pg.Schedule({0: 2.0, 10: 1.0}))
+    np.testing.assert_allclose(scheduled.project(x, metric=h, step=10), full)
+
+
+def test_each_slice_in_its_own_weights() -> None:
+    x, h = np.random.default_rng(0).standard_normal((4, 3)), weights(1, (4, 3), 3.0)
+    found = pg.Slices([pg.Simplex(), pg.MaxNorm(0.5, axis=1)]).project(x, metric=h)
+    np.testing.assert_array_equal(found[:2], pg.Simplex().project(x[:2], metric=h[:2]))
+    np.testing.assert_array_equal(found[2:], pg.MaxNorm(0.5, axis=1).project(x[2:], metric=h[2:]))
+    with pytest.raises(ValueError, match="no way is known"):
+        pg.Slices([pg.Simplex(), pg.SpectralNorm()]).project(np.ones((4, 2)), metric=1.0)
+
+
+def test_hard_cases_of_a_sphere() -> None:
+    sphere = pg.UnitNorm(axis=0)
+    found = sphere.project(np.asarray([0.0, 0.1]), metric=np.asarray([1e-6, 1.0]))
+    np.testing.assert_allclose(found, [np.sqrt(1 - 0.01), 0.1], rtol=1e-5)
+    half = 0.5**0.5
+    found = sphere.project(np.zeros(4), metric=np.asarray([1.0, 0.5, 0.5, 1.0]))
+    np.testing.assert_allclose(found, [0, half, half, 0])
