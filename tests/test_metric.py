@@ -137,7 +137,7 @@ def test_derivatives_in_a_metric(case: Case) -> None:
     shape = case.shapes[-1]
     rng = np.random.default_rng(5)
     groups = np.stack([rng.standard_normal(shape), 3 * rng.standard_normal(shape), np.zeros(shape)])
-    h, w = weights(5, groups.shape, 2.0), rng.standard_normal(groups.shape)
+    h, w = weights(5, groups.shape, 2.0), np.asarray(rng.standard_normal(groups.shape))
     weight = TORCH.make(h, "float64")
     assert TORCH.gradient is not None
     gradient = TORCH.read(
