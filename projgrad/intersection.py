@@ -15,7 +15,7 @@ from projgrad.composition.method import Found, Method
 from projgrad.composition.parts import Undecided, bounds_of, entrywise
 from projgrad.composition.rules import choose
 from projgrad.constraint import Constraint
-from projgrad.coupled import Coupled
+from projgrad.coupled import Coupled, normalised
 from projgrad.moves import Assign, Move, Replace, is_one
 from projgrad.namespace import Array, Namespace, native
 from projgrad.registry import register
@@ -98,6 +98,7 @@ class Intersection(Constraint):
         for step in sorted(steps_in(self.sets)):
             Intersection(*(part.at(step) for part in self.sets), method=self.method)
         object.__setattr__(self, "_method", self._chosen(None))
+        object.__setattr__(self, "_weighted", self._chosen_in_metric(None))
 
     def _chosen(self, ndim: int | None) -> Method | None:
         try:
@@ -105,10 +106,26 @@ class Intersection(Constraint):
         except Undecided:
             return None
 
-    def _for(self, ndim: int) -> Method:
-        method: Method | None = self._method or self._chosen(ndim)  # type: ignore[attr-defined]
-        assert method is not None
+    def _chosen_in_metric(self, ndim: int | None) -> Method | None:
+        try:
+            return choose(self.sets, self.method, ndim, in_metric=True)
+        except (Undecided, ValueError):  # or there is none
+            return None
+
+    def _for(self, ndim: int, metric: Array | None = None) -> Method:
+        method: Method | None
+        if metric is None:
+            method = self._method or self._chosen(ndim)  # type: ignore[attr-defined]
+        else:
+            method = self._weighted or self._chosen_in_metric(ndim)  # type: ignore[attr-defined]
+        if method is None:
+            raise ValueError(f"{self}: no way is known to its nearest point in a diagonal metric")
         return method
+
+    @property
+    def in_metric(self) -> bool:
+        """Whether the nearest point in a metric is known; true where that depends on the number of dimensions."""
+        return self._weighted is not None or self._method is None  # type: ignore[attr-defined]
 
     @property
     def chosen(self) -> str | None:
@@ -174,21 +191,20 @@ class Intersection(Constraint):
         made = Constraint.at(self, step, dtype)
         if made is not self:  # other numbers
             object.__setattr__(made, "_method", None)
+            object.__setattr__(made, "_weighted", None)
         return made
 
     def solve(self, x: Array, xp: Namespace, metric: Array | None = None) -> Move:
-        if metric is not None:
-            raise NotImplementedError("intersections are projected onto in the Euclidean metric only")
-        method = self._for(len(x.shape))
+        method = self._for(len(x.shape), metric)
         if method.alone is not None:
-            return method.alone.solve(x, xp)
+            return method.alone.solve(x, xp, metric)
         axes = self.group_axes(len(x.shape))
         if not axes:
             y = x
             for part in self.sets:
                 y = part.solve(y, xp).apply(y, xp)
             return Assign(y)
-        y, error, failed = self._found(x, xp, method, axes)
+        y, error, failed = self._found(x, xp, method, axes, metric)
         if failed is not None and xp.can_look(failed) and bool(xp.any(failed)):
             worst = float(xp.max(xp.where(failed, error, 0.0)))
             raise RuntimeError(
@@ -196,15 +212,31 @@ class Intersection(Constraint):
                 "Either the sets have no point in common, or they meet at so small an angle that it takes more steps "
                 "than are allowed: loosen one of them, or say method='alternating' for any point of them"
             )
-        return Replace(y, axes, method.accuracy, self._holds(x, xp, method, axes))
+        off = None if metric is None else self._off(x, xp, axes)
+        return Replace(y, axes, method.accuracy, self._holds(x, xp, method, axes), off)
 
-    def _found(self, x: Array, xp: Namespace, method: Method, axes: tuple[int, ...]) -> Found:
+    def _off(self, x: Array, xp: Namespace, axes: tuple[int, ...]) -> Array:
+        """The largest distance of every group from one of the sets, for what is close to all of them."""
+        v = xp.stop_gradient(xp.upcast(x))
+        far = [norm_of(v - xp.upcast(point(part, v, xp)), xp, axes) for part in self.sets]
+        found = far[0]
+        for distance in far[1:]:
+            found = xp.maximum(found, distance)
+        return found
+
+    def _found(
+        self, x: Array, xp: Namespace, method: Method, axes: tuple[int, ...], metric: Array | None = None
+    ) -> Found:
         """The nearest point of every group, NaN for a group that is not finite."""
         v = xp.upcast(x)
         finite = xp.all(xp.isfinite(v), axis=axes, keepdims=True)
         v = xp.where(finite, v, 0.0)
-        assert method.nearest is not None
-        y, error, failed = method.nearest(v, xp, axes)
+        if metric is None:
+            assert method.nearest is not None
+            y, error, failed = method.nearest(v, xp, axes)
+        else:
+            assert method.weighted is not None
+            y, error, failed = method.weighted(v, normalised(metric, axes, xp), xp, axes)
         nan = float("nan")
         return Found(
             xp.where(finite, y, nan),

@@ -15,6 +15,7 @@ from tests.cases import Case, all_cases
 from tests.frameworks import FRAMEWORKS, IN_PLACE, JAX, NUMPY, TENSORFLOW, TORCH, TORCH_GRAPH, Framework
 
 COUPLED = [case for case in all_cases() if case.constraint.in_metric and case.constraint.axis != ()]
+COUPLED = [case for case in COUPLED if getattr(case.constraint, "chosen", None) != "admm"]  # tested on its own
 cases = pytest.mark.parametrize("case", COUPLED, ids=lambda case: repr(case.constraint))
 SEEDS = st.integers(0, 2**32 - 1)
 SPANS = (0.0, 2.0, 6.0, 24.0)  # orders of magnitude between the weights of a group
@@ -43,6 +44,8 @@ def check(case: Case, dtype: str, group: np.ndarray, h: np.ndarray, point: np.nd
         for length in (0.5, 1.0):
             stepped = point + length * h * (group - point)
             assert np.linalg.norm(case.oracle(stepped) - point) <= 8 * tol, (group, h, point)
+    if isinstance(case.constraint, pg.Intersection) and not case.convex:
+        return  # a box and a sphere, of which it is not always known
     size = np.sqrt((h * (point - group) ** 2).sum())
     for other in rivals(case, group, h, point):
         assert size <= np.sqrt((h * (other - group) ** 2).sum()) + 4 * tol, (group, h, point, other)

@@ -12,7 +12,7 @@ from projgrad.namespace import Array, Namespace
 from projgrad.sets.sequences import positions
 from projgrad.values import is_infinite
 
-__all__ = ["affine_and_shell", "cone_and_ball", "orthant_and_shell", "shell_and_box"]
+__all__ = ["affine_and_shell", "cone_and_ball", "orthant_and_shell", "shell_and_box", "shell_and_box_in"]
 
 Axes = tuple[int, ...]
 
@@ -170,3 +170,56 @@ def _largest_first(v: Array, lower: Array, upper: Array, goal: Array, xp: Namesp
 
 def _clip(x: Array, lower: Array, upper: Array, xp: Namespace) -> Array:
     return xp.where(x < lower, lower, xp.where(x > upper, upper, x))
+
+
+def shell_and_box_in(
+    v: Array, h: Array, lower: Array, upper: Array, low: Any, high: Any, xp: Namespace, axes: Axes
+) -> tuple[Array, Array]:
+    """`shell_and_box` in the metric h: ``clip(h v / (h + l), lower, upper)`` with the l that meets the norm.
+
+    That is the nearest point where l is at least ``-min h``, over the entries that are not fixed, since then ``sum(h (x
+    - v)^2) + l ||x||^2`` is convex, and has its least value in the box there. Where there is no such l, the norm is not
+    met.
+    """
+    inside = _clip(v, lower, upper, xp)
+    norm = norm_of(xp.stop_gradient(inside), xp, axes)
+    short, long = norm < low, norm > high
+    goal = xp.where(long, 0.0 * norm + high, xp.where(short, 0.0 * norm + low, norm))
+    unit = xp.where(goal > 0, goal, 1.0)
+    # no entry of the point is larger than its norm
+    below, above = xp.maximum(lower / unit, -2.0 + 0.0 * v), xp.minimum(upper / unit, 2.0 + 0.0 * v)
+    below, above = xp.minimum(below, 2.0 + 0.0 * v), xp.maximum(above, -2.0 + 0.0 * v)
+    least = xp.min(xp.where(lower < upper, h, math.inf), axis=axes, keepdims=True)
+    least = xp.where(least < math.inf, least, 1.0)
+    more = xp.where(h > least, h - least, 0.0)
+    w = v / unit
+
+    def at(m: Array, w: Array) -> Array:
+        by = more + m
+        free = xp.where(by > 0, h / xp.where(by > 0, by, 1.0) * w, 2.0 * xp.sign(w))
+        return _clip(free, below, above, xp)
+
+    def lack(m: Array) -> Array:
+        return norm_of(at(m, xp.stop_gradient(w)), xp, axes) - goal / unit
+
+    outside = short | long
+    m = bracketed_root(lack, xp.where(outside, least, 0.0 * least), 1e30, xp)
+    y = at(m, w)
+    if xp.may_differentiate(v):
+        by, fixed = more + m, xp.stop_gradient(y)
+        free = (fixed > below) & (fixed < above) & (by > 0)
+        slope = xp.accurate_sum(xp.where(free, fixed * fixed / xp.where(by > 0, by, 1.0), 0.0), axes)
+        change = xp.accurate_sum(xp.where(free, fixed * y, 0.0), axes) / xp.where(slope > 0, slope, 1.0)
+        y = at(m + change - xp.stop_gradient(change), w)
+    # what rounding left, by a factor for the entries that are free
+    fixed = xp.stop_gradient(y)
+    free = (fixed > below) & (fixed < above)
+    squares = xp.accurate_sum(xp.where(free, fixed * fixed, 0.0), axes)
+    rest = goal / unit * goal / unit - xp.accurate_sum(xp.where(free, 0.0, fixed * fixed), axes)
+    by = xp.sqrt(xp.where((squares > 0) & (rest > 0), rest, 1.0)) / xp.sqrt(
+        xp.where((squares > 0) & (rest > 0), squares, 1.0)
+    )
+    y = xp.where(free & (by > 0.99) & (by < 1.01), by * y, y)
+    y = xp.where(outside, _clip(y * unit, lower, upper, xp), inside)
+    norm = norm_of(xp.stop_gradient(y), xp, axes)
+    return y, xp.where(norm > high, norm - high, xp.where(norm < low, low - norm, 0.0))

@@ -24,11 +24,12 @@ _NARROW = 120
 _FLAT = 1e-6  # a slope, of at most 1, that is none
 
 Curve = Callable[[Array], Array]
+Axes = tuple[int, ...]
 
 
-def point(part: Constraint, w: Array, xp: Namespace) -> Array:
-    """The point of `part` nearest to `w`, as computed, also for groups that are within the tolerance of it."""
-    move = part.solve(w, xp)
+def point(part: Constraint, w: Array, xp: Namespace, h: Array | None = None) -> Array:
+    """The point of `part` nearest to `w`, in the metric h, as computed, also for groups within the tolerance of it."""
+    move = part.solve(w, xp, h)
     return move.y if isinstance(move, Replace) else move.apply(w, xp)
 
 
@@ -38,7 +39,7 @@ def norm_of(x: Array, xp: Namespace, axes: tuple[int, ...]) -> Array:
 
 
 def onto_plane(
-    v: Array, part: Constraint, normal: Array, low: Any, high: Any, xp: Namespace, axes: tuple[int, ...]
+    v: Array, part: Constraint, normal: Array, low: Any, high: Any, xp: Namespace, axes: Axes, h: Array | None = None
 ) -> tuple[Array, Array]:
     """The nearest point of `part` with ``low <= sum(normal * x) <= high``, and by how much the last fails.
 
@@ -48,12 +49,13 @@ def onto_plane(
         normal: a unit vector, that broadcasts to `v`.
         low, high: numbers, infinite for no bound, or one per group.
         axes: the axes of a group.
+        h: the weights of a metric; None for equal ones.
     """
-    return _twice(lambda v: _onto_plane(v, part, normal, low, high, xp, axes), v, xp)
+    return _twice(lambda v: _onto_plane(v, part, normal, low, high, xp, axes, h), v, xp)
 
 
 def onto_ball(
-    v: Array, part: Constraint, center: Any, radius: Any, xp: Namespace, axes: tuple[int, ...]
+    v: Array, part: Constraint, center: Any, radius: Any, xp: Namespace, axes: Axes, h: Array | None = None
 ) -> tuple[Array, Array]:
     """The nearest point of `part` with ``||x - center|| <= radius``, and by how much the last fails.
 
@@ -63,8 +65,11 @@ def onto_ball(
         center: a number, or an array that broadcasts to `v`.
         radius: a number, or one per group.
         axes: the axes of a group.
+        h: the weights of a metric; None for equal ones.
     """
-    return _twice(lambda v: _onto_ball(v, part, center, radius, xp, axes), v, xp)
+    if h is None:
+        return _twice(lambda v: _onto_ball(v, part, center, radius, xp, axes), v, xp)
+    return _twice(lambda v: _onto_ball_in(v, h, part, center, radius, xp, axes), v, xp)
 
 
 def _twice(solve: Callable[[Array], tuple[Array, Array]], v: Array, xp: Namespace) -> tuple[Array, Array]:
@@ -78,17 +83,22 @@ def _twice(solve: Callable[[Array], tuple[Array, Array]], v: Array, xp: Namespac
 
 
 def _onto_plane(
-    v: Array, part: Constraint, normal: Array, low: Any, high: Any, xp: Namespace, axes: tuple[int, ...]
+    v: Array, part: Constraint, normal: Array, low: Any, high: Any, xp: Namespace, axes: Axes, h: Array | None
 ) -> tuple[Array, Array]:
+    way = normal  # in which moving by t takes the sum by t
+    if h is not None:
+        way = normal / h
+        way = way / xp.max(xp.abs(way), axis=axes, keepdims=True)
+        way = way / xp.accurate_sum(way * normal, axes)
 
     def along(x: Array) -> Array:
         return xp.accurate_sum(x * normal, axes)
 
     def gap(w: Array) -> Array:
-        return along(point(part, w, xp)) - goal
+        return along(point(part, w, xp, h)) - goal
 
     fixed = xp.stop_gradient(v)
-    y = point(part, fixed, xp)
+    y = point(part, fixed, xp, h)
     start = along(y)
     goal = xp.where(start > high, high + 0.0 * start, xp.where(start < low, low + 0.0 * start, start))
     away = xp.abs(start - goal)
@@ -96,21 +106,19 @@ def _onto_plane(
     sign = xp.where(start < goal, -xp.ones_like(start), xp.ones_like(start))
     # the projection moves by no more than its argument does, so the root is at least as far as the plane
     first = xp.where(active, away, 0.0)
-    t = bracketed_root(lambda t: sign * gap(fixed - t * sign * normal), first, 1e-3 * xp.largest(v.dtype), xp)
-    fixed = fixed - t * sign * normal
-    y = point(part, fixed, xp)
+    t = bracketed_root(lambda t: sign * gap(fixed - t * sign * way), first, 1e-3 * xp.largest(v.dtype), xp)
+    fixed = fixed - t * sign * way
+    y = point(part, fixed, xp, h)
     found = along(y)
     if xp.may_differentiate(v):  # that of t is the one of the gap, over the slope
-        slope = _slope(lambda t: gap(fixed - t * normal), 0.0 * start, norm_of(y, xp, axes) + xp.abs(goal), xp)
+        slope = _slope(lambda t: gap(fixed - t * way), 0.0 * start, norm_of(y, xp, axes) + xp.abs(goal), xp)
         v = xp.graft(fixed, v)
         step = xp.where(active & (slope > _FLAT), gap(v) / xp.where(slope > _FLAT, slope, 1.0), 0.0)
-        y = point(part, v - (step - xp.stop_gradient(step)) * normal, xp)
+        y = point(part, v - (step - xp.stop_gradient(step)) * way, xp, h)
     return y, xp.where(found > high, found - high, xp.where(found < low, low - found, 0.0))
 
 
-def _onto_ball(
-    v: Array, part: Constraint, center: Any, radius: Any, xp: Namespace, axes: tuple[int, ...]
-) -> tuple[Array, Array]:
+def _onto_ball(v: Array, part: Constraint, center: Any, radius: Any, xp: Namespace, axes: Axes) -> tuple[Array, Array]:
 
     def away(s: Array, v: Array) -> Array:
         return norm_of(point(part, center + s * (v - center), xp) - center, xp, axes)
@@ -132,6 +140,32 @@ def _onto_ball(
     y = point(part, xp.where(start > radius + over, center + s * (v - center), v), xp)
     over = norm_of(xp.stop_gradient(y) - center, xp, axes) - radius
     return y, xp.where(over > 0, over, 0.0)
+
+
+def _onto_ball_in(
+    v: Array, h: Array, part: Constraint, center: Any, radius: Any, xp: Namespace, axes: Axes
+) -> tuple[Array, Array]:
+    """The same in a metric: ``P((h v + t c) / (h + t))``, in the metric ``h + t``, for the multiplier t of the ball."""
+
+    def at(t: Array, v: Array) -> Array:
+        return point(part, center + h / (h + t) * (v - center), xp, h + t)
+
+    def away(t: Array, v: Array) -> Array:
+        return norm_of(at(t, v) - center, xp, axes)
+
+    fixed = xp.stop_gradient(v)
+    zero = 0.0 * norm_of(fixed, xp, axes)
+    start, nearest = away(zero, fixed), norm_of(point(part, center + 0.0 * fixed, xp) - center, xp, axes)
+    over = start > radius + 0.1 * tolerance(v.dtype, group_size(v.shape, axes), radius)
+    active = over & (nearest < radius)
+    found = bracketed_root(lambda t: away(t, fixed) - radius, xp.where(active, 1e-3 + zero, zero), 1e30, xp)
+    if xp.may_differentiate(v):
+        slope = _slope(lambda t: away(t, fixed), found, found, xp)
+        step = xp.where(active & (slope > 0), (away(found, v) - radius) / xp.where(slope > 0, slope, 1.0), 0.0)
+        found = found + (step - xp.stop_gradient(step))
+    y = at(xp.where(over & ~active, 1e30 + zero, found), v)
+    beyond = norm_of(xp.stop_gradient(y) - center, xp, axes) - radius
+    return y, xp.where(beyond > 0, beyond, 0.0)
 
 
 def _slope(curve: Curve, t: Array, size: Array, xp: Namespace) -> Array:

@@ -37,6 +37,7 @@ class Method:
         name: as shown in the `repr`.
         nearest: of finite groups in the dtype of computation, along the axes of a group.
         alone: a set that is the intersection, and is asked instead.
+        weighted: the same in a metric, given as weights after the groups; None where that is not known.
         accuracy: how many times `projgrad.tolerance` the point may be off.
         roots: how many of them are found, one within the other; infinite where it only gets near.
         check: raises ValueError where no array of a shape can be in the intersection; when tagging, also where that
@@ -46,9 +47,17 @@ class Method:
     name: str
     nearest: Callable[[Array, Namespace, Axes], Found] | None = None
     alone: Constraint | None = None
+    weighted: Callable[[Array, Array, Namespace, Axes], Found] | None = None
     accuracy: float = 1.0
     roots: float = 0
     check: Callable[[Shape, bool], None] = field(default=lambda shape, tagging: None)
+
+    @property
+    def in_metric(self) -> bool:
+        """Whether it finds the nearest point in a metric too; for single entries, that is the same."""
+        if self.alone is not None:
+            return self.alone.in_metric
+        return self.weighted is not None or self.nearest is None
 
 
 def accuracy_of(parts: Sequence[Constraint]) -> float:
@@ -67,6 +76,7 @@ class Sets:
     parts: tuple[Constraint, ...]
     ndim: int | None
     by_name: bool = False
+    in_metric: bool = False
 
     def without(self, one: Constraint) -> tuple[Constraint, ...]:
         """All sets but one."""
@@ -93,9 +103,9 @@ class Sets:
         from projgrad.intersection import Intersection
 
         if len(parts) == 1:
-            return parts[0]
+            return parts[0] if parts[0].in_metric or not self.in_metric else None
         try:
-            method = choose(parts, None, self.ndim)
+            method = choose(parts, None, self.ndim, in_metric=self.in_metric)
         except ValueError:  # there is none
             return None
         return Intersection(*parts) if method.roots <= roots else None

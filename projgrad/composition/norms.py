@@ -8,7 +8,13 @@ from typing import Any
 import numpy as np
 
 from projgrad.axes import group_size
-from projgrad.composition.closed_forms import affine_and_shell, cone_and_ball, orthant_and_shell, shell_and_box
+from projgrad.composition.closed_forms import (
+    affine_and_shell,
+    cone_and_ball,
+    orthant_and_shell,
+    shell_and_box,
+    shell_and_box_in,
+)
 from projgrad.composition.dual_root import norm_of
 from projgrad.composition.method import Axes, Found, Method, Sets, Shape, accuracy_of, judged
 from projgrad.composition.parts import (
@@ -21,6 +27,7 @@ from projgrad.composition.parts import (
 from projgrad.constraint import Constraint
 from projgrad.frozen import FrozenArray
 from projgrad.namespace import Array, Namespace
+from projgrad.precision import tolerance
 from projgrad.values import native_group
 
 __all__ = ["affine_and_norm", "centred_ball", "cone_then_ball", "orthant_and_sphere", "sphere_and_box"]
@@ -68,7 +75,10 @@ def orthant_and_sphere(sets: Sets) -> Method | None:
         y = orthant_and_shell(v, orthant, one, *bounds_of_norm(norm), xp, axes)
         return in_shell(y, norm, xp, axes)
 
-    return Method("orthant and sphere", nearest)
+    def weighted(v: Array, h: Array, xp: Namespace, axes: Axes) -> Found:
+        return or_else(in_both(v, h, norm, orthant, xp, axes), nearest(v, xp, axes), xp)
+
+    return Method("orthant and sphere", nearest, weighted=weighted)
 
 
 def sphere_and_box(sets: Sets) -> Method | None:
@@ -89,7 +99,24 @@ def sphere_and_box(sets: Sets) -> Method | None:
     def check(shape: Shape, tagging: bool) -> None:
         check_norms(norm, box, shape, tagging)
 
-    return Method("ball and box" if centred_ball(norm) else "sphere and box", nearest, check=check)
+    def weighted(v: Array, h: Array, xp: Namespace, axes: Axes) -> Found:
+        return or_else(in_both(v, h, norm, box, xp, axes), nearest(v, xp, axes), xp)
+
+    return Method("ball and box" if centred_ball(norm) else "sphere and box", nearest, weighted=weighted, check=check)
+
+
+def or_else(found: Found, euclidean: Found, xp: Namespace) -> Found:
+    """The point in a metric where it is known, and the Euclidean one in the other groups."""
+    return Found(*(xp.where(found.failed, b, a) for a, b in zip(found, euclidean, strict=True)))
+
+
+def in_both(v: Array, h: Array, norm: Constraint, box: Constraint, xp: Namespace, axes: Axes) -> Found:
+    """The point in a shell and a box nearest in the metric h."""
+    bounds = bounds_of(box)
+    assert bounds is not None
+    lower, upper = (native_group(bound, v, xp) for bound in bounds)
+    y, error = shell_and_box_in(v, h, lower, upper, *bounds_of_norm(norm), xp, axes)
+    return Found(y, error, error > tolerance(y.dtype, group_size(y.shape, axes), norm_of(y, xp, axes)))
 
 
 def bounds_of_norm(norm: Constraint) -> tuple[Any, Any]:

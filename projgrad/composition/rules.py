@@ -49,7 +49,10 @@ def orthant_then_solid(sets: Sets) -> Method | None:
     def nearest(v: Array, xp: Namespace, axes: Axes) -> Found:
         return Found(point(solid, point(orthant, v, xp), xp))
 
-    return Method("orthant, then the other", nearest, accuracy=accuracy_of(others))
+    def weighted(v: Array, h: Array, xp: Namespace, axes: Axes) -> Found:
+        return Found(point(solid, point(orthant, v, xp), xp, h))
+
+    return Method("orthant, then the other", nearest, weighted=weighted, accuracy=accuracy_of(others))
 
 
 def one_condition(sets: Sets) -> Method | None:
@@ -69,14 +72,17 @@ def one_condition(sets: Sets) -> Method | None:
 def _by_root(part: Constraint, last: Constraint) -> Method:
     plane, ball = plane_of(last), ball_of(last)
 
-    def nearest(v: Array, xp: Namespace, axes: Axes) -> Found:
+    def weighted(v: Array, h: Array | None, xp: Namespace, axes: Axes) -> Found:
         if plane is not None:
-            y, error = onto_plane(v, part, *plane.native(v, xp, axes), xp, axes)
+            y, error = onto_plane(v, part, *plane.native(v, xp, axes), xp, axes, h)
         else:
             assert ball is not None
             center = group_values(ball.center, v, xp, axes) if isinstance(ball.center, FrozenArray) else ball.center
-            y, error = onto_ball(v, part, center, ball.radius, xp, axes)
+            y, error = onto_ball(v, part, center, ball.radius, xp, axes, h)
         return judged(y, error, xp, axes)
+
+    def nearest(v: Array, xp: Namespace, axes: Axes) -> Found:
+        return weighted(v, None, xp, axes)
 
     def check(shape: Shape, tagging: bool) -> None:
         if isinstance(part, Simplex) and ball is not None and centred_ball(last) and known(part.total, ball.radius):
@@ -85,17 +91,21 @@ def _by_root(part: Constraint, last: Constraint) -> Method:
                 raise ValueError(f"{size} numbers with the sum {part.total:g} have a norm of more than {ball.radius:g}")
 
     inner = getattr(part, "roots", 0)
-    return Method("dual root", nearest, accuracy=2 * accuracy_of((part, last)), check=check, roots=1 + inner)
+    accuracy = 2 * accuracy_of((part, last))
+    return Method("dual root", nearest, weighted=weighted, accuracy=accuracy, check=check, roots=1 + inner)
 
 
 def by_splitting(sets: Sets) -> Method | None:
     if not all(part.convex for part in sets.parts):
         return None
 
-    def nearest(v: Array, xp: Namespace, axes: Axes) -> Found:
-        return Found(*split(v, sorted(sets.parts, key=entrywise), xp, axes))  # bounds hold exactly
+    def weighted(v: Array, h: Array | None, xp: Namespace, axes: Axes) -> Found:
+        return Found(*split(v, sorted(sets.parts, key=entrywise), xp, axes, h))  # bounds hold exactly
 
-    return Method("admm", nearest, accuracy=4 * accuracy_of(sets.parts), roots=math.inf)
+    def nearest(v: Array, xp: Namespace, axes: Axes) -> Found:
+        return weighted(v, None, xp, axes)
+
+    return Method("admm", nearest, weighted=weighted, accuracy=4 * accuracy_of(sets.parts), roots=math.inf)
 
 
 def by_turns(sets: Sets) -> Method | None:
@@ -128,8 +138,8 @@ RULES: dict[str, Callable[[Sets], Method | None]] = {
 }
 
 
-def choose(sets: Sequence[Constraint], name: str | None, ndim: int | None) -> Method:
-    """The method of this name, or the first one that fits.
+def choose(sets: Sequence[Constraint], name: str | None, ndim: int | None, *, in_metric: bool = False) -> Method:
+    """The method of this name, or the first one that fits; if asked for, of those that find the point in a metric.
 
     Raises:
         ValueError: the intersection is empty; there is no method of that name, or it does not fit; or none fits.
@@ -139,14 +149,14 @@ def choose(sets: Sequence[Constraint], name: str | None, ndim: int | None) -> Me
         raise ValueError(f"method={name!r} is not known: it is None or one of {', '.join(map(repr, RULES))}")
     # by the general methods, as the sets are
     parts = tuple(sets) if name in ("admm", "alternating") else merged(sets, ndim)
-    wanted = Sets(parts, ndim, by_name=name is not None)
+    wanted = Sets(parts, ndim, name is not None, in_metric)
     for rule_name, rule in RULES.items():
         method = rule(wanted) if name in (None, rule_name) else None
-        if method is not None and name in (None, method.name):
+        if method is not None and name in (None, method.name) and (method.in_metric or not in_metric):
             return method
     shown = " and ".join(map(repr, sets))
     if name is not None:
-        raise ValueError(f"method={name!r} does not fit {shown}")
+        raise ValueError(f"method={name!r} does not fit {shown}{' in a metric' if in_metric else ''}")
     rough = ", ".join(repr(part) for part in parts if not part.convex)
     raise ValueError(
         f"no way is known to the nearest point of {shown}, since {rough} is not convex; method='alternating' "

@@ -12,7 +12,6 @@ from collections.abc import Callable
 
 from projgrad.namespace import Array, Namespace
 from projgrad.precision import precision
-from projgrad.sets.sequences import positions
 
 __all__ = [
     "ACCURACY",
@@ -113,7 +112,8 @@ def diagonal(v: Array, xp: Namespace) -> Array:
 
 def eye(v: Array, xp: Namespace) -> Array:
     """Which entries of square matrices are on the diagonal."""
-    index = positions(v[(*(0,) * (len(v.shape) - 1), slice(None))], xp)
+    # from ones, so that nothing depends on v, which may be a tangent; and so on its device
+    index = xp.cumulative_sum(xp.ones_like(v[(*(0,) * (len(v.shape) - 1), slice(None))]), axis=-1)
     return index[:, None] == index[None, :]
 
 
