@@ -262,8 +262,8 @@ class Constraint(ABC):
         """The metric as an array of the shape of `x`, in the dtype of computation."""
         self.check_metric()
         like, shape = xp.upcast(x), tuple(x.shape)
-        h = native(metric)[0] if hasattr(metric, "dtype") else metric
-        if not isinstance(h, type(x)):
+        h, own = native(metric) if hasattr(metric, "dtype") else (metric, None)
+        if own is not xp:
             h = xp.constant(FrozenArray(h), like)
         sides = zip(tuple(h.shape)[::-1], shape[::-1], strict=False)
         if len(h.shape) > len(shape) or any(n not in (1, m) for n, m in sides):

@@ -77,8 +77,11 @@ class Coupled(Constraint):
         if metric is None:
             y = self.nearest(v, xp)
         else:
-            y = self.nearest_in(v, normalised(arrange(metric, parts, xp), last, xp), xp)
             off = self._per_group(xp.where(finite, self.off(xp.stop_gradient(v), xp), float("nan")), x, xp)
+            move = Replace(xp.upcast(x), self.group_axes(ndim), self.accuracy, holds, off)
+            if xp.can_look(v) and not xp.may_differentiate(x) and bool(xp.all(move.keep(x, xp))):
+                return move  # all are in the set
+            y = self.nearest_in(v, normalised(arrange(metric, parts, xp), last, xp), xp)
         y = restore(xp.where(finite, y, float("nan")), parts, tuple(x.shape), xp)
         return Replace(y, self.group_axes(ndim), self.accuracy, holds, off)
 
@@ -149,4 +152,4 @@ def normalised(h: Array, last: tuple[int, ...], xp: Namespace) -> Array:
     least = 1e-25 if str(h.dtype).endswith("float32") else 1e-200
     most = xp.max(h, axis=last, keepdims=True)
     h = h / xp.where(most > 0, most, 1.0)
-    return xp.where((h > least) & (most > 0), h, xp.where(most > 0, least, 1.0))
+    return xp.where((h > least) & (most > 0), h, xp.where(most > 0, least, xp.ones_like(most)))

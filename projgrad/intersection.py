@@ -212,12 +212,12 @@ class Intersection(Constraint):
                 "Either the sets have no point in common, or they meet at so small an angle that it takes more steps "
                 "than are allowed: loosen one of them, or say method='alternating' for any point of them"
             )
-        off = None if metric is None else self._off(x, xp, axes)
+        off = None if metric is None else self._off(xp.where(xp.isfinite(y), xp.upcast(x), 0.0), xp, axes)
         return Replace(y, axes, method.accuracy, self._holds(x, xp, method, axes), off)
 
     def _off(self, x: Array, xp: Namespace, axes: tuple[int, ...]) -> Array:
         """The largest distance of every group from one of the sets, for what is close to all of them."""
-        v = xp.stop_gradient(xp.upcast(x))
+        v = xp.stop_gradient(x)
         far = [norm_of(v - xp.upcast(point(part, v, xp)), xp, axes) for part in self.sets]
         found = far[0]
         for distance in far[1:]:

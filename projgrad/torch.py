@@ -6,6 +6,7 @@ except ImportError as error:
     raise ImportError('projgrad.torch needs PyTorch: pip install "projgrad[torch]"') from error
 
 from projgrad_backends.torch.inplace import project_ as project_
+from projgrad_backends.torch.metrics import register_metric as register_metric
 from projgrad_backends.torch.optimizer import ProjectedOptimizer as ProjectedOptimizer
 from projgrad_backends.torch.parameters import constrain as constrain
 from projgrad_backends.torch.params import project_params as project_params

@@ -12,12 +12,17 @@ from hypothesis import strategies as st
 
 import projgrad as pg
 from tests.cases import Case, all_cases
-from tests.frameworks import FRAMEWORKS, IN_PLACE, JAX, NUMPY, TENSORFLOW, TORCH, TORCH_GRAPH, Framework
+from tests.frameworks import FRAMEWORKS, IN_PLACE, JAX, KERAS, NUMPY, TENSORFLOW, TORCH, TORCH_GRAPH, Framework
 
 COUPLED = [case for case in all_cases() if case.constraint.in_metric and case.constraint.axis != ()]
 COUPLED = [case for case in COUPLED if getattr(case.constraint, "chosen", None) != "admm"]  # tested on its own
 cases = pytest.mark.parametrize("case", COUPLED, ids=lambda case: repr(case.constraint))
 SEEDS = st.integers(0, 2**32 - 1)
+OTHERS = [
+    pytest.param(f, id=repr(f), marks=pytest.mark.slow if f in (TENSORFLOW, KERAS) else ())
+    for f in FRAMEWORKS
+    if f not in (IN_PLACE, NUMPY)
+]
 SPANS = (0.0, 2.0, 6.0, 24.0)  # orders of magnitude between the weights of a group
 
 
@@ -62,7 +67,7 @@ def rivals(case: Case, group: np.ndarray, h: np.ndarray, point: np.ndarray) -> l
 
 @cases
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
-@settings(max_examples=4)
+@settings(max_examples=2)
 @given(seed=SEEDS)
 def test_the_nearest_point_in_a_metric(case: Case, dtype: str, seed: int) -> None:
     for shape in case.shapes:
@@ -87,7 +92,7 @@ def test_equal_weights_are_no_weights(case: Case) -> None:
 
 
 @cases
-@pytest.mark.parametrize("framework", [f for f in FRAMEWORKS if f not in (IN_PLACE, NUMPY)], indirect=True)
+@pytest.mark.parametrize("framework", OTHERS, indirect=True)
 def test_all_frameworks_find_the_same(framework: Framework, case: Case) -> None:
     compiled_only = framework in (JAX, TENSORFLOW)  # which prepare every operation on its own when it is not
     shape = case.shapes[-1]

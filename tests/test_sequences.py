@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from fractions import Fraction
 from functools import partial
 from typing import Any
 
@@ -140,6 +141,105 @@ def test_a_solver_agrees() -> None:
         cvxpy.Problem(cvxpy.Minimize(cvxpy.sum_squares(x - v)), [condition]).solve(cvxpy.CLARABEL)
         np.testing.assert_allclose(oracle(v), x.value, atol=1e-5)
         np.testing.assert_allclose(constraint.project(v), x.value, atol=1e-5)
+
+
+def test_a_solver_agrees_in_a_metric() -> None:
+    cvxpy = pytest.importorskip("cvxpy")
+    rng = np.random.default_rng(3)
+    v, h = rng.standard_normal(25), 10.0 ** (-6 * rng.random(25))
+    x = cvxpy.Variable(v.size)
+    rise = cvxpy.diff(x)
+    for constraint, conditions in (
+        (pg.Monotone(lower=-0.3, upper=0.2), [rise >= 0, x >= -0.3, x <= 0.2]),
+        (pg.Monotone(False), [rise <= 0]),
+        (pg.Unimodal(10), [rise[:10] >= 0, rise[10:] <= 0]),
+        (pg.Unimodal(10, valley=True), [rise[:10] <= 0, rise[10:] >= 0]),
+        (pg.TotalVariationBall(3.0), [cvxpy.norm1(rise) <= 3]),
+    ):
+        loss = cvxpy.sum_squares(cvxpy.multiply(np.sqrt(h), x - v))
+        exact = {f"tol_{name}": 1e-11 for name in ("gap_abs", "gap_rel", "feas")}
+        cvxpy.Problem(cvxpy.Minimize(loss), conditions).solve(cvxpy.CLARABEL, **exact)
+        np.testing.assert_allclose(constraint.project(v, metric=h), x.value, atol=1e-4, err_msg=repr(constraint))
+
+
+def pooled_exactly(v: np.ndarray, h: np.ndarray) -> np.ndarray:
+    """`pooled` with weights, in fractions: weights of all sizes leave no digits to a floating-point sum."""
+    pools: list[tuple[Fraction, Fraction, int]] = []
+    for x, weight in zip(v.tolist(), h.tolist(), strict=True):
+        pool = (Fraction(x) * Fraction(weight), Fraction(weight), 1)
+        while pools and pools[-1][0] * pool[1] > pool[0] * pools[-1][1]:
+            total, size, count = pools.pop()
+            pool = (pool[0] + total, pool[1] + size, pool[2] + count)
+        pools.append(pool)
+    return np.repeat([float(total / size) for total, size, _ in pools], [count for _, _, count in pools])
+
+
+def in_variation_exactly(radius: float, v: np.ndarray, h: np.ndarray) -> np.ndarray:
+    """`in_variation` with weights, in fractions, for neighbours that differ."""
+    total = [Fraction(x) * Fraction(weight) for x, weight in zip(v.tolist(), h.tolist(), strict=True)]
+    size, count = [Fraction(weight) for weight in h.tolist()], [1] * v.size
+    sign = np.sign(np.diff(v)).astype(int).tolist()
+    while True:
+        ends = [0, *sign, 0]
+        mean = [x / weight for x, weight in zip(total, size, strict=True)]
+        push = [(ends[i + 1] - ends[i]) / weight for i, weight in enumerate(size)]
+        start = [s * (mean[i + 1] - mean[i]) for i, s in enumerate(sign)]
+        speed = [s * (push[i] - push[i + 1]) for i, s in enumerate(sign)]
+        merge = [a / b if b > 0 else None for a, b in zip(start, speed, strict=True)]
+        first = min((m for m in merge if m is not None), default=None)
+        done = (sum(start) - Fraction(radius)) / sum(speed) if sign else Fraction(0)
+        if first is None or done <= first:
+            return np.repeat([float(a + done * b) for a, b in zip(mean, push, strict=True)], count)
+        k = merge.index(first)
+        total[k : k + 2], size[k : k + 2] = [total[k] + total[k + 1]], [size[k] + size[k + 1]]
+        count[k : k + 2] = [count[k] + count[k + 1]]
+        del sign[k]
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("span", [6.0, 24.0])
+@pytest.mark.parametrize("n", [9, 40, 300])
+def test_weights_of_all_sizes(n: int, span: float, dtype: str) -> None:
+    """Light entries lose no digits to heavy ones, here or there in the sequence."""
+    rng = np.random.default_rng(n)
+    for v in (rng.standard_normal(n), -np.sort(rng.standard_normal(n)), np.exp(3 * rng.standard_normal(n))):
+        x = v.astype(dtype)
+        h = np.where(rng.random(n) < 0.3, 1.0, 10.0 ** (-span * rng.random(n))).astype(dtype)
+        h = h / h.max()
+        wide = (x.astype(np.float64), h.astype(np.float64))
+        assert off(pg.Monotone().project(x, metric=h), pooled_exactly(*wide), dtype, x) <= 1.1
+        if n <= 40:
+            radius = float(np.float32(0.1 * np.abs(np.diff(wide[0])).sum()))
+            best = in_variation_exactly(radius, *wide)
+            assert off(pg.TotalVariationBall(radius).project(x, metric=h), best, dtype, x) <= 1.5
+            costs = [metric_cost(p, *wide) for p in range(n)]
+            found = weighted_distance(pg.Unimodal().project(x, metric=h), *wide)
+            assert found - min(costs) <= pg.tolerance(dtype, n, np.linalg.norm(x))
+            one = weighted_distance(pg.Unimodal(n // 3).project(x, metric=h), *wide)
+            assert abs(one - costs[n // 3]) <= pg.tolerance(dtype, n, np.linalg.norm(x))
+
+
+def weighted_distance(y: np.ndarray, v: np.ndarray, h: np.ndarray) -> float:
+    return float(np.sqrt((h * (y - v) ** 2).sum()))
+
+
+def metric_cost(peak: int, v: np.ndarray, h: np.ndarray) -> float:
+    """The distance of `v` from the sequences with this peak: the largest mean of the peak with what is above it."""
+    left, right = pooled_exactly(v[:peak], h[:peak]), -pooled_exactly(-v[peak + 1 :], h[peak + 1 :])
+    sides, others = np.append(left, right), np.append(h[:peak], h[peak + 1 :])
+    total, size = Fraction(v[peak]) * Fraction(h[peak]), Fraction(h[peak])
+    level = total / size
+    for k in np.argsort(-sides):
+        total, size = total + Fraction(sides[k]) * Fraction(others[k]), size + Fraction(others[k])
+        level = max(level, total / size)
+    y = np.concatenate([np.minimum(left, float(level)), [float(level)], np.minimum(right, float(level))])
+    return weighted_distance(y, v, h)
+
+
+def test_a_level_beyond_a_heavy_entry() -> None:
+    """The light entries meet at 1, however little that is worth beside the heavy one below it."""
+    x, h = np.asarray([0.5] * 3 + [3.0] * 14 + [-1.0] * 15), np.asarray([1.0] * 3 + [1e-20] * 29)
+    np.testing.assert_allclose(pg.Monotone().project(x, metric=h), pooled_exactly(x, h), rtol=1e-15)
 
 
 def test_equivalences() -> None:

@@ -54,7 +54,7 @@ def test_a_tag_is_a_constraint_with_options() -> None:
         (lambda: Tag(pg.NonNeg(), every=2.0), TypeError, "every=2.0 is not an int"),
         (lambda: Tag(3), TypeError, "neither a constraint nor a function"),
         (lambda: Tag(pg.NonNeg().every(2)), TypeError, "is a tag already"),
-        (lambda: Tag(pg.NonNeg(), metric="optimizer"), TypeError, "metric"),
+        (lambda: Tag(pg.NonNeg(), metric="l1"), ValueError, "metric='l1' is not known"),
     ],
 )
 def test_wrong_tags_are_refused(make: Any, error: type[Exception], message: str) -> None:

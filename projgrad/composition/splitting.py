@@ -35,8 +35,8 @@ def split(
 ) -> tuple[Array, Array, Array]:
     """The point of all `parts` nearest to `v`, a bound of its distance from that, and whether that is too large.
 
-    Once more from the point that is found, where the digits that `v` has beyond it are not lost. The weights h are those
-    of a metric, None for equal ones.
+    Once more from the point that is found, where the digits that `v` has beyond it are not lost. The weights h are
+    those of a metric, None for equal ones.
     """
     y, error, failed = _split(v, parts, xp, axes, h)
     again, more, still = _split(xp.stop_gradient(y), parts, xp, axes, None)

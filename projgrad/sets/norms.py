@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from projgrad.axes import INCOMING, Axis, arrange, group_size, numeric_axes, restore
@@ -160,7 +160,10 @@ def to_shell(x: Array, xp: Namespace, metric: Array | None, axis: Axis, low: Any
         scale = Scale(m, u, low, high, axes, size, sphere=sphere)
     if metric is None:
         return scale
+    move = Replace(xp.upcast(x), axes, off=scale.away(xp))
+    if xp.can_look(u) and not xp.may_differentiate(x) and bool(xp.all(move.keep(x, xp))):
+        return move
     v, h = arrange(xp.upcast(x), (axes,), xp), normalised(arrange(metric, (axes,), xp), (-1,), xp)
-    finite = xp.all(xp.isfinite(v), axis=-1, keepdims=True)
+    finite = arrange(xp.isfinite(u), (axes,), xp)  # NaN where the group is not
     y = xp.where(finite, onto_shell(xp.where(finite, v, xp.zeros_like(v)), h, low, high, xp), math.nan)
-    return Replace(restore(y, (axes,), tuple(x.shape), xp), axes, off=scale.away(xp))
+    return replace(move, y=restore(y, (axes,), tuple(x.shape), xp))

@@ -15,7 +15,15 @@ from projgrad.precision import precision
 from projgrad.registry import register
 from projgrad.sets.active_set import below
 from projgrad.sets.decomposition import eye
-from projgrad.sets.systems import inside_of_equations, is_empty, onto_equations, products, row_space
+from projgrad.sets.systems import (
+    echelon,
+    inside_of_equations,
+    is_empty,
+    onto_equations,
+    onto_equations_in,
+    products,
+    row_space,
+)
 from projgrad.values import native_value, set_array
 
 __all__ = ["Affine", "Polyhedron"]
@@ -26,7 +34,8 @@ __all__ = ["Affine", "Polyhedron"]
 class Affine(VectorSet):
     """The affine set ``{x : A x = b}``, for every group of entries along `axis`.
 
-    Convex. Exact: ``x - Q' (Q x - c)`` with an orthonormal basis Q of the rows of A. Cost: O(k n) for rank k.
+    Convex. Exact: ``x - Q' (Q x - c)`` with an orthonormal basis Q of the rows of A. Cost: O(k n) for rank k. In a
+    metric: by elimination with complete pivoting in every group, which costs O(k^2 n).
 
     The equations are put in this form once, in double precision, so that redundant and nearly parallel ones do no harm.
 
@@ -56,15 +65,28 @@ class Affine(VectorSet):
         if found is None:
             raise ValueError("Affine: the equations A x = b contradict each other")
         object.__setattr__(self, "_q", FrozenArray(found[0]))
-        object.__setattr__(self, "_c", FrozenArray(_for_one(rows, self.b, found[1])))
+        c = _for_one(rows, self.b, found[1])
+        object.__setattr__(self, "_c", FrozenArray(c))
+        # for extreme weights, the zeros of A must stay zeros, which those of Q are up to rounding only
+        steps = echelon(rows, len(c))
+        object.__setattr__(self, "_steps", FrozenArray(steps))
+        object.__setattr__(self, "_rises", FrozenArray(steps @ found[0].T @ c))
 
     def check_sizes(self, *sizes: int) -> None:
         _check_length(self, sizes[0])
 
     def nearest(self, v: Array, xp: Namespace) -> Array:
-        q, c = (xp.constant(getattr(self, name), v) for name in ("_q", "_c"))
-        c = c * _factor(self.b, v, xp)
+        q, c = self._equations("_q", "_c", v, xp)
         return xp.reshape(onto_equations(xp.reshape(v, (-1, v.shape[-1])), q, c, xp), v.shape)
+
+    def nearest_in(self, v: Array, h: Array, xp: Namespace) -> Array:
+        flat = (-1, v.shape[-1])
+        q, c = self._equations("_steps", "_rises", v, xp)
+        return xp.reshape(onto_equations_in(xp.reshape(v, flat), xp.reshape(h, flat), q, c, xp), v.shape)
+
+    def _equations(self, rows: str, offsets: str, v: Array, xp: Namespace) -> tuple[Array, Array]:
+        q, c = (xp.constant(getattr(self, name), v) for name in (rows, offsets))
+        return q, c * _factor(self.b, v, xp)
 
 
 @register()

@@ -35,44 +35,40 @@ def onto_shell(v: Array, h: Array, low: Any, high: Any, xp: Namespace) -> Array:
     a = xp.divide(v, unit)
     fixed = xp.stop_gradient(a)
     # with m = l + min h, in which the digits of a multiplier close to -min h are not lost
-    least = xp.min(h, axis=-1, keepdims=True)
-    above, tiny = h - least, 1e3 * precision(h.dtype).tiny
+    above, tiny = h - xp.min(h, axis=-1, keepdims=True), 1e3 * precision(h.dtype).tiny
+    size = xp.abs(fixed) * h
 
-    def point(a: Array, m: Array) -> Array:
+    def newton(m: Array) -> tuple[Array, Array]:
+        """The norm of y, and the slope of its logarithm."""
         below = above + m
-        return xp.times(a, xp.where(below > tiny, h / xp.where(below > tiny, below, 1.0), 0.0))
-
-    def newton(y: Array, m: Array) -> tuple[Array, Array]:
-        """The norm of `y`, and the slope of the logarithm of it."""
-        size = xp.times(*xp.norm(y, (-1,)))
-        below = above + m
-        part = xp.abs(xp.divide(y, xp.where(size > 0, size, 1.0)))
-        slope = part * xp.where(below > tiny, part / xp.where(below > tiny, below, 1.0), 0.0)
-        return size, xp.sum(slope, axis=-1, keepdims=True)
+        y = size / below
+        squares = xp.sum(y * y, axis=-1, keepdims=True)
+        slope = xp.sum(y * (y / below), axis=-1, keepdims=True)
+        return xp.sqrt(squares), slope / xp.where(squares > 0, squares, 1.0)
 
     def step(moving: Array, m: Array) -> tuple[Array, Array]:
-        size, slope = newton(point(fixed, m), m)
-        further = m + (size - 1.0) / xp.where(slope > 0, slope, 1.0)
+        norm, slope = newton(m)
+        further = m + (norm - 1.0) / xp.where(slope > 0, slope, 1.0)
         further = xp.where(moving & (slope > 0) & (further > m), further, m)
         return further > m, further
 
-    # every entry by itself has at most the norm
-    start = xp.max(xp.times(xp.abs(fixed), h) - above, axis=-1, keepdims=True)
-    start = xp.where((start > 0) & outside, start, 0.0)
+    # no entry has more than the norm by itself; from there on, none is larger than 1
+    start = xp.max(size - above, axis=-1, keepdims=True)
+    start = xp.where(outside, xp.where(start > tiny, start, tiny + zero), 1e30 + zero)
     _, m = xp.iterate(step, (outside & (goal > 0), start), _MOST)
-    # once more, with the derivative of the root
-    y = point(fixed, m)
-    size, slope = newton(y, m)
-    if xp.may_differentiate(v):
-        change = xp.times(*xp.norm(point(a, m), (-1,))) - size
-        y = point(
-            a, m + xp.where(slope > 0, (change - xp.stop_gradient(change)) / xp.where(slope > 0, slope, 1.0), 0.0)
-        )
-    free = above + m <= tiny
-    missing = xp.any(free, axis=-1, keepdims=True) & (size < 1)
-    count = xp.sum(xp.astype(free, size.dtype), axis=-1, keepdims=True)
-    rest = xp.sqrt(xp.where(missing, (1.0 - size) * (1.0 + size) / xp.where(missing, count, 1.0), 1.0))
-    sign = xp.where(xp.real(fixed) < 0, -rest, rest) if xp.is_complex(fixed) else xp.where(fixed < 0, -rest, rest)
-    y = xp.where(missing & free, xp.astype(sign, y.dtype), y)
-    y = xp.times(y, unit / xp.where(missing, 1.0, xp.where(size > 0, size, 1.0)))
+    if xp.may_differentiate(v):  # that of the root
+        slope = newton(m)[1]
+        change = xp.times(*xp.norm(xp.times(a, h / (above + m)), (-1,)))
+        change = (change - xp.stop_gradient(change)) / xp.where(slope > 0, slope, 1.0)
+        m = m + xp.where(slope > 0, change, 0.0)
+    # what is not larger than rounding has no part in it
+    free = xp.stop_gradient(above + m) <= 2 * tiny
+    y = xp.times(a, xp.where(free, 0.0, h / (above + m)))
+    norm = xp.sqrt(xp.accurate_sum(xp.abs(xp.stop_gradient(y)) ** 2, (-1,)))
+    missing = xp.any(free, axis=-1, keepdims=True) & (norm < 1)
+    count = xp.sum(xp.astype(free, norm.dtype), axis=-1, keepdims=True)
+    rest = xp.sqrt(xp.where(missing, (1.0 - norm) * (1.0 + norm) / xp.where(missing, count, 1.0), 1.0))
+    negative = xp.real(fixed) < 0 if xp.is_complex(fixed) else fixed < 0
+    y = xp.where(missing & free, xp.astype(xp.where(negative, -rest, rest), y.dtype), y)
+    y = xp.times(y, unit / xp.where(missing, 1.0, xp.where(norm > 0, norm, 1.0)))
     return xp.where(outside, xp.where(goal > 0, y, 0.0 * y), v)

@@ -1,12 +1,13 @@
-"""What the sets of ordered sequences share: sums over the runs of a sequence, along the last axis."""
+"""What the sets of ordered sequences share: sums over the runs of a sequence, along the last axis, and metrics."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 from projgrad.namespace import Array, Namespace
 
-__all__ = ["Runs", "after", "positions", "shifted"]
+__all__ = ["Runs", "after", "balancing", "positions", "shifted", "weighted", "with_derivative"]
 
 
 _SHORT = 64  # sequences up to here are added up by a mask for every entry, which is quicker
@@ -65,9 +66,39 @@ class Runs:
             return xp.sum(xp.where(self.before[0] | self.after[0], x[..., None, :], 0.0), axis=-1)
         return self.scan(x) + (self.scan(x, back=True) - x)
 
-    def means(self, x: Array) -> Array:
-        """For every entry the mean of its run."""
-        return self.sums(x) / self.sums(self.xp.ones_like(x))
+    def means(self, x: Array, h: Array | None = None) -> Array:
+        """For every entry the mean of its run, with weights h where there are any."""
+        if h is None:
+            return self.sums(x) / self.sums(self.xp.ones_like(x))
+        return self.sums(h * x) / self.sums(h)
+
+
+def weighted(x: Array, h: Array | None) -> Array:
+    """``h x``, with 1 for an h that is None."""
+    return x if h is None else h * x
+
+
+def balancing(v: Array, xp: Namespace) -> Array:
+    """A power of 2 for every group that takes its largest entry to between 2^-32 and 2^32, as far as float32 goes.
+
+    There products with the weights of a metric, times 2^60, neither overflow nor lose digits to underflow.
+    """
+    top, one = xp.max(xp.abs(xp.stop_gradient(v)), axis=-1, keepdims=True), xp.ones_like(v[..., :1])
+    large = xp.where(top > 2.0**64, 2.0**-96 * one, 2.0**-32 * one)
+    return xp.where(top > 1.0, large, xp.where(top > 2.0**-64, 2.0**32 * one, 2.0**96 * one))
+
+
+def with_derivative(
+    value: Array, x: Array, derivative: Callable[[Array], Array], h: Array | None, xp: Namespace
+) -> Array:
+    """`xp.with_derivative` for a linear map that is its own transpose in the metric h."""
+    if h is None:
+        return xp.with_derivative(value, x, derivative)
+    if not xp.may_differentiate(x):
+        return value
+    root = xp.sqrt(h)  # relative to which it is its own transpose as it stands
+    y = xp.with_derivative(root * value, root * x, lambda d: root * derivative(d / root))
+    return xp.graft(value, y / root)
 
 
 def shifted(x: Array, by: int, xp: Namespace) -> Array:

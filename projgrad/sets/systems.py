@@ -5,8 +5,9 @@ from __future__ import annotations
 import numpy as np
 
 from projgrad.namespace import Array, Namespace
+from projgrad.precision import precision
 
-__all__ = ["inside_of_equations", "is_empty", "onto_equations", "products", "row_space"]
+__all__ = ["echelon", "inside_of_equations", "is_empty", "onto_equations", "onto_equations_in", "products", "row_space"]
 
 _BLOCK = 4096  # terms that a product of matrices may add up in any order
 _DEPENDENT = 1e-11  # rows of norm 1 that are as near to the span of others depend on them
@@ -32,6 +33,20 @@ def row_space(rows: np.ndarray, offsets: np.ndarray) -> tuple[np.ndarray, np.nda
     if np.any(np.abs(offsets - u @ inner) > _EMPTY * np.max(np.abs(offsets), initial=0.0)):
         return None
     return q, inner / s
+
+
+def echelon(rows: np.ndarray, rank: int) -> np.ndarray:
+    """As many rows as the rank, with the span of those given, each with a 1 where the others have 0."""
+    rows, _ = unit_rows(rows, np.zeros(len(rows)))
+    free = np.ones(len(rows), bool)
+    for _ in range(rank):
+        i, j = np.unravel_index(np.argmax(np.where(free[:, None], np.abs(rows), -1.0)), rows.shape)
+        row = rows[i] / rows[i, j]
+        taken = rows[:, [j]] * row
+        left = rows - taken
+        rows = np.where(np.abs(left) <= 1e-14 * np.abs(taken), 0.0, left)  # what rounding left must not get a weight
+        rows[i], free[i] = row, False
+    return rows[~free]
 
 
 def inside_of_equations(
@@ -103,3 +118,58 @@ def onto_equations(v: Array, q: Array, c: Array, xp: Namespace) -> Array:
     for _ in range(2):  # once more, for what rounding left
         v = v - xp.matmul(products(v, q, xp) - c, q)
     return v
+
+
+def onto_equations_in(v: Array, h: Array, q: Array, c: Array, xp: Namespace) -> Array:
+    """The points of ``q x = c`` that minimise ``sum(h * (x - v)**2)``, for vectors of shape (b, n).
+
+    With ``u = sqrt(h) (x - v)``, the way is the shortest u with ``s u = c - q v``, where ``s = q / sqrt(h)`` has
+    columns of very different sizes. The largest of all entries is chosen as a pivot, its row divided by it and taken
+    off the others, and so on with the rows that are left. No entry is then much larger than the pivot 1 of its row,
+    which is alone in its column: ``s s'`` can be solved, whatever the weights. What is left of a difference by rounding
+    is taken as 0, since a large weight would make something of it.
+    """
+    if q.shape[0] == 0:
+        return v
+    root = xp.sqrt(h)[:, None, :]
+    s = q / root
+    columns = xp.cumulative_sum(xp.ones_like(root), axis=-1)
+    rows = xp.cumulative_sum(xp.ones_like(s[:, :, :1]), axis=-2)
+
+    noise = 16 * precision(v.dtype).compute_unit
+
+    def step(free: Array, s: Array, made: Array) -> tuple[Array, Array, Array]:
+        size = xp.where(free, xp.abs(s), -1.0)
+        here = first(rows, xp.max(size, axis=-1, keepdims=True), -2, xp)
+        row = xp.sum(xp.where(here, s, 0.0), axis=-2, keepdims=True)
+        there = first(columns, xp.abs(row), -1, xp)
+        pivot = xp.sum(xp.where(there, row, 0.0), axis=-1, keepdims=True)
+        column = xp.sum(xp.where(there, s, 0.0), axis=-1, keepdims=True)
+        made_row = xp.sum(xp.where(here, made, 0.0), axis=-2, keepdims=True) / pivot
+        made = xp.where(here, made_row, made - column * made_row)
+        row = xp.where(there, 1.0, row / pivot)
+        taken = column * row
+        s = xp.where(here, row, xp.where(there | (xp.abs(s - taken) <= noise * xp.abs(taken)), 0.0, s - taken))
+        return free & ~here, s, made
+
+    one = xp.ones_like(s[:, :, :1])
+    made = xp.where(rows == xp.matrix_transpose(rows), one, 0.0)  # what s is multiplied by
+    _, s, made = xp.iterate(step, (one > 0, s, made), q.shape[0])
+    across = xp.matrix_transpose(s)
+    squares = xp.matmul(s, across)
+    most = xp.max(xp.abs(xp.stop_gradient(v)), axis=-1, keepdims=True)
+    most = xp.maximum(most, xp.max(xp.abs(c)))
+    one = xp.ones_like(most)
+    # with which no product with the roots of weights is lost
+    scale = xp.where(most > 2.0**60, 2.0**-60 * one, xp.where(most < 2.0**-60, 2.0**60 * one, one))
+    v, c = v * scale, c * scale
+    for _ in range(3):  # again, for what rounding left
+        left = xp.matmul(made, (c - products(v, q, xp))[..., None])
+        v = v + xp.matmul(across, xp.solve(squares, left))[..., 0] / root[:, 0, :]
+    return v / scale
+
+
+def first(index: Array, size: Array, axis: int, xp: Namespace) -> Array:
+    """Where along the axis the largest `size` is, the first of several; `index` counts along it."""
+    most = xp.max(size, axis=axis, keepdims=True)
+    return index == xp.min(xp.where(size == most, index, float("inf")), axis=axis, keepdims=True)

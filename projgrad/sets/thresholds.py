@@ -35,7 +35,7 @@ def above_threshold(v: Array, total: Any, xp: Namespace, w: Array | None = None)
         return above, share(xp.accurate_sum(xp.where(above, y, 0.0), (-1,)) - total, above, xp, w)
 
     def step(moving: Array, t: Array) -> tuple[Array, Array]:
-        further = t + rest(fixed - scaled(t, w))[1]
+        further = t + rest(fixed - scaled(t, w, xp))[1]
         return further > t, xp.maximum(further, t)
 
     total = xp.zeros_like(v[..., :1]) + total  # an array, as compiled loops take no numbers that may change
@@ -46,15 +46,15 @@ def above_threshold(v: Array, total: Any, xp: Namespace, w: Array | None = None)
     else:  # no entry is above the total, whatever its digits say
         start = (fixed - total) / w
         most = xp.max(start, axis=-1, keepdims=True)
-        low = fixed - most * w
+        low = fixed - xp.times(most, w)
         v = xp.graft(xp.where((start >= most) | (low > total), total, low), v)
         t = 0.0 * total
     fixed = xp.stop_gradient(v)
     _, t = xp.iterate(step, (xp.isfinite(t), t), _MOST)
     # once more from v - t w, where the digits that v has beyond it are not lost, and with the derivative
-    v = v - scaled(t, w)
+    v = v - scaled(t, w, xp)
     above, more = rest(v)
-    y = v - scaled(more, w)
+    y = v - scaled(more, w, xp)
     return xp.where(above & (y > 0), y, 0.0)
 
 
@@ -65,11 +65,11 @@ def within_bounds(v: Array, total: Any, lower: Array, upper: Array, xp: Namespac
     first = large - (large - total) if isinstance(total, float) else total
     total = tuple(xp.zeros_like(v[..., :1]) + part for part in (first, total - first))
     for _ in range(2):  # the second time from v - t w, where the digits that v has beyond it are not lost
-        v = v - scaled(_threshold(xp.stop_gradient(v), total, lower, upper, xp, w), w)
+        v = v - scaled(_threshold(xp.stop_gradient(v), total, lower, upper, xp, w), w, xp)
     fixed = xp.stop_gradient(v)
     free = (fixed > lower) & (fixed < upper)
     bound = xp.where(fixed > lower, upper, lower)
-    y = v - scaled(share(excess(xp.where(free, v, bound), total, xp), free, xp, w), w)  # with the derivative
+    y = v - scaled(share(excess(xp.where(free, v, bound), total, xp), free, xp, w), w, xp)  # with the derivative
     return xp.where(free, xp.where(y < lower, lower, xp.where(y > upper, upper, y)), bound)
 
 
@@ -96,7 +96,7 @@ def _threshold(
         middle = (first + last) // 2
         t = at(middle)
         finite = xp.isfinite(t)  # an end at infinity is that of an infinite bound, which makes the sum infinite
-        y = xp.where(leaves >= t, upper, xp.where(arrives <= t, lower, v - scaled(t, w)))
+        y = xp.where(leaves >= t, upper, xp.where(arrives <= t, lower, v - scaled(t, w, xp)))
         enough = xp.where(finite, excess(xp.where(finite, y, 0.0), total, xp) >= 0, t < 0)
         first, last = xp.where(moving & enough, middle + 1, first), xp.where(moving & ~enough, middle, last)
         return first < last, first, last
@@ -119,9 +119,9 @@ def share(much: Array, free: Array, xp: Namespace, w: Array | None = None) -> Ar
     return much / xp.where(count > 0, count, 1.0)
 
 
-def scaled(t: Array, w: Array | None) -> Array:
+def scaled(t: Array, w: Array | None, xp: Namespace) -> Array:
     """``t w``, with 1 for a w that is None."""
-    return t if w is None else t * w
+    return t if w is None else xp.times(t, w)
 
 
 def excess(y: Array, total: tuple[Array, Array], xp: Namespace) -> Array:

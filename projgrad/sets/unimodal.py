@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 from projgrad.axes import Axis
 from projgrad.coupled import VectorSet
 from projgrad.namespace import Array, Namespace
 from projgrad.registry import register
 from projgrad.sets.monotone import in_order, rising, with_means
-from projgrad.sets.sequences import positions, shifted
+from projgrad.sets.sequences import balancing, positions, shifted, weighted
 from projgrad.sets.thresholds import moderating
 from projgrad.values import set_count, set_flag
 
@@ -25,7 +26,7 @@ class Unimodal(VectorSet):
     """The unimodal sequences ``{x : x[0] <= ... <= x[p] >= ... >= x[n-1]}``, for every group of entries along `axis`.
 
     Not convex unless the peak p is given. Exact: isotonic regression of both sides, then one level for the peak and all
-    that is above it. Cost: as `Monotone`.
+    that is above it. Cost: as `Monotone`. In a metric: the same with weighted means.
 
     Where the peak is any, the distance of each prefix and suffix from being monotone tells which it is, in O(n^2) time
     and memory per group. Of several peaks with nearest points at the same distance, the first is
@@ -71,21 +72,32 @@ class Unimodal(VectorSet):
         return ~xp.any((falls > 0) & (v[..., 1:] > v[..., :-1]), axis=-1)
 
     def nearest(self, v: Array, xp: Namespace) -> Array:
-        shrink = moderating(v, xp)
+        return self._nearest(v, None, xp)
+
+    def nearest_in(self, v: Array, h: Array, xp: Namespace) -> Array:
+        return self._nearest(v, h, xp)
+
+    def off(self, v: Array, xp: Namespace) -> Array:
+        # no more than the norm where the order does not hold, for which no such group is kept
+        return xp.where(self.holds(v, xp)[..., None], 0.0, xp.times(*xp.norm(v, (-1,))))
+
+    def _nearest(self, v: Array, h: Array | None, xp: Namespace) -> Array:
+        shrink = moderating(v, xp) if h is None else balancing(v, xp)
         v = (-v if self.valley else v) * shrink
         fixed, index = xp.stop_gradient(v), positions(v, xp)
-        peak = _best_peak(fixed, xp) if self.peak is None else self.peak
+        peak = _best_peak(fixed, h, xp) if self.peak is None else self.peak
         # the side beyond the peak is set so high that it has no part in the other
         top = xp.max(fixed, axis=-1, keepdims=True)
         left, right = xp.where(index < peak, fixed, top), xp.where(index > peak, fixed, top)
         if self.peak is None:  # the peak is the end of one side
             left = xp.where(index <= peak, fixed, top)
-        sides = rising(xp.stack([left, xp.flip(right, axis=-1)]), xp)
+        both = None if h is None else xp.stack([h, xp.flip(h, axis=-1)])
+        sides = rising(xp.stack([left, xp.flip(right, axis=-1)]), xp, both)
         left, right = sides[0, ...], xp.flip(sides[1, ...], axis=-1)
         y = xp.where(index <= peak, left, right)
         if self.peak is not None:
-            y = _under_peak(y, fixed[..., peak : peak + 1], index == peak, xp)
-        y = with_means(y, v, xp) / shrink
+            y = _under_peak(y, fixed[..., peak : peak + 1], index == peak, h, xp)
+        y = with_means(y, v, xp, h) / shrink
         return -y if self.valley else y
 
     @property
@@ -93,28 +105,36 @@ class Unimodal(VectorSet):
         return self.peak is not None
 
 
-def _under_peak(y: Array, peak: Array, at_peak: Array, xp: Namespace) -> Array:
+def _under_peak(y: Array, peak: Array, at_peak: Array, h: Array | None, xp: Namespace) -> Array:
     """`y` with a level c at the peak, to which all that is above it falls by as much in sum as the peak rises."""
+
+    heavy: Any = 1.0  # the weight of the peak
+    if h is not None:
+        h = h * 2.0**60
+        heavy = xp.max(xp.where(at_peak, h, 0.0), axis=-1, keepdims=True)
 
     def step(moving: Array, c: Array) -> tuple[Array, Array]:
         above = (y > c) & ~at_peak
-        fall = xp.accurate_sum(xp.where(above, y - c, 0.0), (-1,))
-        further = c + (fall - (c - peak)) / (1.0 + xp.sum(xp.astype(above, c.dtype), axis=-1, keepdims=True))
+        fall = xp.accurate_sum(xp.where(above, weighted(y - c, h), 0.0), (-1,))
+        count = heavy + xp.sum(weighted(xp.astype(above, c.dtype), h), axis=-1, keepdims=True)
+        further = c + (fall - heavy * (c - peak)) / count
         return further > c, xp.maximum(further, c)
 
     c = xp.iterate(step, (peak == peak, 1.0 * peak), _MOST)[1]
     return xp.where(at_peak, c, xp.minimum(y, c))
 
 
-def _best_peak(v: Array, xp: Namespace) -> Array:
+def _best_peak(v: Array, h: Array | None, xp: Namespace) -> Array:
     """The index up to which `v` is best approached by a rising sequence, and from there on by a falling one."""
     scale = xp.max(xp.abs(v), axis=-1, keepdims=True)
     v = xp.divide(v, xp.where(scale > 0, scale, 1.0))
-    both = _prefix_errors(xp.stack([v, xp.flip(v, axis=-1)]), xp)
+    if h is not None:
+        h = xp.stack([h, xp.flip(h, axis=-1)])
+    both = _prefix_errors(xp.stack([v, xp.flip(v, axis=-1)]), h, xp)
     return xp.argmin(both[0, ...] + shifted(xp.flip(both[1, ...], axis=-1), -1, xp), axis=-1, keepdims=True)
 
 
-def _prefix_errors(v: Array, xp: Namespace) -> Array:
+def _prefix_errors(v: Array, h: Array | None, xp: Namespace) -> Array:
     """For every entry the squared distance of the sequence up to it from the nearest that rises.
 
     There the last level stretch ends with this entry, and has the largest mean of all that do. Before it comes the
@@ -122,16 +142,27 @@ def _prefix_errors(v: Array, xp: Namespace) -> Array:
     """
     index = positions(v, xp)
     first, last = index[..., None, :], index[..., :, None]
-    sums = xp.cumulative_sum(v - xp.sum(v, axis=-1, keepdims=True) / v.shape[-1], axis=-1)
-    before = shifted(sums, 1, xp)
-    length = xp.astype(xp.where(first <= last, last - first + 1, 1), v.dtype)
-    means = xp.where(first <= last, (sums[..., :, None] - before[..., None, :]) / length, -math.inf)
-    start = xp.argmax(means, axis=-1)
-    inside = (first >= start[..., None]) & (first <= last)
-    count = xp.astype(index - start + 1, v.dtype)[..., None]
     rest = v[..., None, :] - v[..., :, None]  # to the entry itself, so that no digits are lost
-    rest = xp.where(inside, rest - xp.sum(xp.where(inside, rest, 0.0), axis=-1, keepdims=True) / count, 0.0)
-    error, back = xp.sum(rest * rest, axis=-1), start - 1
+    if h is None:
+        sums = xp.cumulative_sum(v - xp.sum(v, axis=-1, keepdims=True) / v.shape[-1], axis=-1)
+        before = shifted(sums, 1, xp)
+        length = xp.astype(xp.where(first <= last, last - first + 1, 1), v.dtype)
+        means = (sums[..., :, None] - before[..., None, :]) / length
+    else:  # every stretch by itself, as differences of sums would lose all digits of light entries next to heavy ones
+        h = h[..., None, :]
+        weight = xp.flip(xp.where(first <= last, h, 0.0), axis=-1)
+        sums = xp.cumulative_sum(weight * xp.flip(rest, axis=-1), axis=-1)
+        length = xp.cumulative_sum(weight, axis=-1)
+        means = v[..., :, None] + xp.flip(sums / xp.where(length > 0, length, 1.0), axis=-1)
+    start = xp.argmax(xp.where(first <= last, means, -math.inf), axis=-1)
+    inside = (first >= start[..., None]) & (first <= last)
+    if h is None:
+        count = xp.astype(index - start + 1, v.dtype)[..., None]
+    else:
+        count = xp.sum(xp.where(inside, h, 0.0), axis=-1, keepdims=True)
+    part = xp.where(inside, weighted(rest, h), 0.0)
+    rest = xp.where(inside, rest - xp.sum(part, axis=-1, keepdims=True) / count, 0.0)
+    error, back = xp.sum(weighted(rest * rest, h), axis=-1), start - 1
     for _ in range(v.shape[-1].bit_length()):
         there, more = xp.where(back < 0, 0, back), back >= 0
         error = error + xp.where(more, xp.take_along_axis(error, there, axis=-1), 0.0)

@@ -20,10 +20,12 @@ from projgrad.plan import PlanEntry
 from projgrad.precision import precision
 from projgrad.slices import Piecewise
 from projgrad_backends.torch.namespace import TorchNamespace
+from projgrad_backends.torch.namespace import xp as plain
 
 __all__ = ["Located", "carry_out", "project_", "project_all", "project_each"]
 
-Located = tuple[Sequence[torch.Tensor], PlanEntry]  # what holds for some tensors
+# what holds for some tensors, with the weights of their entries where it holds in a metric
+Located = tuple[Sequence[torch.Tensor], PlanEntry, Sequence[torch.Tensor | None] | None]
 
 _PART = 2**17  # entries
 _SMALL = 2**12  # entries, for which two parts would cost more than the memory is worth
@@ -32,7 +34,7 @@ _WIDE = (torch.float64, torch.complex128)
 
 @torch.no_grad()
 def project_(x: torch.Tensor, constraint: Constraint | Callable[[Any], Any]) -> torch.Tensor:
-    """Replace the values of `x` by the nearest point of the set, and return `x`.
+    """Replace the values of `x` by the nearest point of the set, in the Euclidean norm, and return `x`.
 
     Raises:
         TypeError, ValueError: as `Constraint.project`; `x` is not changed then.
@@ -66,10 +68,12 @@ _Planned = tuple[Sequence[torch.Tensor], PlanEntry, torch.Tensor, Move]
 
 
 def _moves(located: Iterable[Located], step: int | None) -> Iterator[_Planned]:
-    for tensors, entry in located:
+    for tensors, entry, weights in located:
         x = entry.gather(tensors)
         if x.numel():
-            yield tensors, entry, x, entry.constraint.move(x, xp, step=step)
+            metric = None if weights is None else entry.gather_metric(weights)
+            # in a metric there are arrays of the parameter's size anyway, and norms in float64 would widen them
+            yield tensors, entry, x, entry.constraint.move(x, xp if metric is None else plain, metric, step=step)
 
 
 def _write(tensors: Sequence[torch.Tensor], entry: PlanEntry, x: torch.Tensor, move: Move) -> None:

@@ -11,8 +11,9 @@ from torch.optim import Optimizer
 
 from projgrad.plan import Plan, PlanEntry
 from projgrad.rules import Parameter, Rules
-from projgrad.tag import Joint, Tag, as_tag
+from projgrad.tag import EUCLIDEAN, Joint, Tag, as_tag, check_metric
 from projgrad_backends.torch.inplace import Located, project_all, project_each
+from projgrad_backends.torch.metrics import scaling_of, weights
 from projgrad_backends.torch.parameters import names_of, of_model, of_tensor, resolved
 
 __all__ = ["ProjectedOptimizer"]
@@ -34,11 +35,20 @@ class ProjectedOptimizer(Optimizer):
         model: the module, for names, layers and tags. Not needed where the optimizer was given `named_parameters()`, or
             for tags in param groups.
         partial: accept that the rules select parameters that this optimizer does not hold.
+        metric: "euclidean", or "optimizer" for the nearest point in the norm that the optimizer scales its steps by;
+            a `projgrad.Tag` may say otherwise for its parameters.
+
+    An optimizer that divides each entry of its step by a number of its own, as Adam does by ``h = sqrt(v) + eps``, and
+    whose steps are projected in the Euclidean norm, does not settle on the minimum in a set that couples entries, such
+    as a ball or a simplex. With ``metric="optimizer"`` it does, as the point y then minimises ``sum(h * (y - x)**2)``,
+    with the h of the step just made, read from the state. Nothing changes in sets of single entries, such as boxes; for
+    SGD and ASGD; and for parameters that no step has been made for. Known are the optimizers of `torch.optim`, apart
+    from LBFGS, Muon and Rprop, which have no such h; for others, see `register_metric`.
 
     Raises:
         TypeError: `optimizer` is not a torch optimizer, or a selected parameter is not floating-point.
-        ValueError: it is wrapped already; nothing is tagged; or the rules do not fit (see `projgrad.rules.resolve`).
-            Nothing is changed then.
+        ValueError: it is wrapped already; nothing is tagged; the rules do not fit (see `projgrad.rules.resolve`); the
+            metric of the optimizer is asked for, but not known, or the parameter is complex. Nothing is changed then.
 
     Example:
         >>> adam = torch.optim.Adam(model.parameters())
@@ -52,6 +62,7 @@ class ProjectedOptimizer(Optimizer):
         *,
         model: torch.nn.Module | None = None,
         partial: bool = False,
+        metric: str = EUCLIDEAN,
     ) -> None:
         if isinstance(optimizer, ProjectedOptimizer):
             raise ValueError("the optimizer is a ProjectedOptimizer already: change its rules with set_rules()")
@@ -59,7 +70,9 @@ class ProjectedOptimizer(Optimizer):
             raise TypeError(f"ProjectedOptimizer wraps a torch.optim.Optimizer, not {type(optimizer).__name__}")
         if _is_wrapped(optimizer):
             raise ValueError("the optimizer is wrapped by another ProjectedOptimizer already: change that one's rules")
+        check_metric(metric, "ProjectedOptimizer")
         self.inner = optimizer
+        self._metric = metric or EUCLIDEAN
         self._group_tags = [_tag_of(group) for group in optimizer.param_groups]
         self._names: Rules = {}
         self._steps = 0
@@ -74,7 +87,8 @@ class ProjectedOptimizer(Optimizer):
     ) -> None:
         """Replace the rules, and project once; the arguments and errors are those of the class.
 
-        The tags of param groups stay. The model is not remembered, so pass it again. An error changes nothing.
+        The tags of param groups and the metric stay. The model is not remembered, so pass it again. An error changes
+        nothing.
         """
         if rules is None and model is None and not any(self._group_tags):
             raise ValueError(
@@ -90,6 +104,7 @@ class ProjectedOptimizer(Optimizer):
                 "holds them, say partial=True; if they are frozen, leave them free with a rule that maps them to None; "
                 "if the model was moved, sharded or reloaded after the optimizer was made, make the optimizer anew"
             )
+        self._check_metric(tagged)
         project_all(self._located(tagged), self._steps)
         self._tagged, self._waiting = tagged, waiting
         self._names = {key: rule for key, rule in (rules or {}).items() if isinstance(key, str)}
@@ -109,7 +124,8 @@ class ProjectedOptimizer(Optimizer):
                 positions[id(tensor)] = (g, i)
                 if id(tensor) not in in_model:
                     known.append(of_tensor(tensor, name))
-        found = resolved(rules, [self._with_group_tag(p, positions.get(id(p.handle))) for p in known])
+        known = [self._with_group_tag(p, positions.get(id(p.handle))) for p in known]
+        found = resolved(rules, known, metric=self._default_metric())
         held = [any(id(tensor) in positions for tensor in entry.handles) for entry in found]
         tagged = [_by_position(entry, positions) for entry, here in zip(found, held, strict=True) if here]
         return tagged, [entry for entry, here in zip(found, held, strict=True) if not here]
@@ -128,6 +144,7 @@ class ProjectedOptimizer(Optimizer):
         self._group_tags.append(tag)
         try:
             tagged, arrived = self._resolve_group(g)
+            self._check_metric(tagged)
             project_all(self._located(tagged), self._steps)
         except Exception:
             self.param_groups.pop()
@@ -141,7 +158,8 @@ class ProjectedOptimizer(Optimizer):
         group = self.param_groups[g]
         positions = {id(tensor): (g, i) for i, tensor in enumerate(group["params"])}
         arrived = [entry for entry in self._waiting if any(id(tensor) in positions for tensor in entry.handles)]
-        awaited = {id(tensor): entry.tag for entry in arrived for tensor in entry.handles}
+        metric = self._default_metric()
+        awaited = {id(tensor): _decided(entry.tag, None) for entry in arrived for tensor in entry.handles}
         others = []
         for name, tensor in zip(names_of(group, g), group["params"], strict=True):
             tags = (("the rules", awaited[id(tensor)]),) if id(tensor) in awaited else ()
@@ -149,8 +167,9 @@ class ProjectedOptimizer(Optimizer):
             if not tags:
                 others.append(parameter)
             elif self._group_tags[g] is not None:
-                resolved(None, [parameter])  # raises where they disagree
-        found = resolved(self._names, others, unused=True)
+                both = tuple((source, _decided(as_tag(given), metric)) for source, given in parameter.tags)
+                resolved(None, [replace(parameter, tags=both)])  # raises where they disagree
+        found = resolved(self._names, others, unused=True, metric=metric)
         if not isinstance(self._group_tags[g], Joint) and any(isinstance(entry.tag, Joint) for entry in found):
             raise ValueError("a set over several parameters holds for this group too: call set_rules() after adding it")
         return [_by_position(entry, positions) for entry in (*arrived, *found)], arrived
@@ -166,7 +185,28 @@ class ProjectedOptimizer(Optimizer):
 
     def _located(self, entries: Iterable[PlanEntry]) -> Iterator[Located]:
         groups = self.inner.param_groups
-        return (([groups[g]["params"][i] for g, i in entry.handles], entry) for entry in entries)
+        for entry in entries:
+            tensors = [groups[g]["params"][i] for g, i in entry.handles]
+            if not entry.in_metric or entry.constraint.axis == ():  # for single entries, it is the same in all
+                yield tensors, entry, None
+            else:
+                owned = [(groups[g]["params"][i], groups[g]) for g, i in entry.handles]
+                yield tensors, entry, weights(self.inner, owned)
+
+    def _default_metric(self) -> str:
+        """The metric of tags that do not say which: where all entries are scaled alike, it is the Euclidean one."""
+        return self._metric if self._metric == EUCLIDEAN or scaling_of(type(self.inner)) else EUCLIDEAN
+
+    def _check_metric(self, entries: Iterable[PlanEntry]) -> None:
+        """Raise ValueError where the metric of the optimizer is asked for and there is none."""
+        for entry in entries:
+            if entry.in_metric and scaling_of(type(self.inner)) is not None:
+                for name, (g, i) in zip(entry.names, entry.handles, strict=True):
+                    if self.param_groups[g]["params"][i].is_complex():
+                        raise ValueError(
+                            f"{name}: the optimizer scales real and imaginary parts by themselves, so there is no "
+                            f'metric of complex numbers; give it as Tag({entry.constraint}, metric="{EUCLIDEAN}")'
+                        )
 
     # -- what every optimizer has: the wrapped one's ----------------------------------------------------------------
 
@@ -257,7 +297,7 @@ class ProjectedOptimizer(Optimizer):
         return self.inner.register_load_state_dict_post_hook(hook, prepend)
 
     def __getstate__(self) -> dict[str, Any]:
-        kept = ("inner", "_tagged", "_waiting", "_group_tags", "_names", "_steps")
+        kept = ("inner", "_tagged", "_waiting", "_group_tags", "_names", "_steps", "_metric")
         return {name: self.__dict__[name] for name in kept}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -283,6 +323,11 @@ def _is_wrapped(optimizer: Optimizer) -> bool:
 def _tag_of(group: dict[str, Any]) -> Tag | None:
     tag = group.get("constraint")
     return None if tag is None else as_tag(tag)
+
+
+def _decided(tag: Tag, metric: str | None) -> Tag:
+    """The tag with its metric by name, which is the given one if it has none."""
+    return replace(tag, metric=tag.metric or metric or EUCLIDEAN)
 
 
 def _by_position(entry: PlanEntry, positions: dict[int, _Position]) -> PlanEntry:

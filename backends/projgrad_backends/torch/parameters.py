@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
 from typing import Any, TypeVar, cast
 
 import torch
@@ -64,16 +65,19 @@ def _bind(layer: nn.Module, attribute: str, tag: Tag) -> Tag:
         known = ", ".join(name for name, p in layer._parameters.items() if p is not None) or "none"
         raise ValueError(f"{type(layer).__name__} has no parameter {attribute!r}; its parameters are {known}")
     use = Use(f"{type(layer).__name__}.{attribute}", _incoming(layer, attribute, tensor))
-    return resolve({"*": tag}, [_parameter((use,), tensor)])[0].tag
+    bound = resolve({"*": tag}, [_parameter((use,), tensor)])[0].tag
+    return replace(bound, metric=tag.metric)  # which the optimizer decides, where the tag does not
 
 
-def resolved(rules: Rules | None, parameters: Sequence[Parameter], *, unused: bool = False) -> Plan:
+def resolved(
+    rules: Rules | None, parameters: Sequence[Parameter], *, unused: bool = False, metric: str | None = None
+) -> Plan:
     """What `projgrad.rules.resolve` finds, where it can be done in memory.
 
     Raises:
         TypeError, ValueError: as there, or parameters in one set are on different devices.
     """
-    plan = resolve(rules, parameters, unused=unused)
+    plan = resolve(rules, parameters, unused=unused, metric=metric)
     for entry in plan:
         devices = {name: str(tensor.device) for name, tensor in zip(entry.names, entry.handles, strict=True)}
         if len(set(devices.values())) > 1:

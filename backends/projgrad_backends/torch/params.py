@@ -21,6 +21,8 @@ Params = nn.Module | Mapping[str, torch.Tensor] | Iterable[tuple[str, torch.Tens
 def project_params(params: Params, rules: Rules | None = None, *, step: int | None = None) -> None:
     """Replace, in place, every constrained parameter by the nearest point of its set.
 
+    Nearest in the Euclidean norm always, as without an optimizer there is no other metric.
+
     Args:
         params: a module, a mapping of names to tensors (such as a state dict), or named parameters.
         rules: as in `ProjectedOptimizer`; None for the tags of `constrain`.
@@ -30,7 +32,8 @@ def project_params(params: Params, rules: Rules | None = None, *, step: int | No
     Raises:
         TypeError, ValueError: the rules do not fit, or have a schedule and there is no step; nothing is changed then.
     """
-    project_all(((e.handles, e) for e in _constrained(params, rules) if step is None or e.due(step)), step)
+    due = (entry for entry in _constrained(params, rules) if step is None or entry.due(step))
+    project_all(((entry.handles, entry, None) for entry in due), step)
 
 
 @torch.no_grad()
