@@ -8,11 +8,14 @@ from pathlib import Path
 
 import torch
 
-from benchmarks import max_norm
+from benchmarks import max_norm, metric
 from benchmarks.harness import Comparison, Result, environment, measure, overview, peak_memory, save, table
 
 # every benchmark: its comparisons, given whether to be quick
-BENCHMARKS: dict[str, Callable[[bool], Iterable[Comparison]]] = {"max_norm": max_norm.comparisons}
+BENCHMARKS: dict[str, Callable[[bool], Iterable[Comparison]]] = {
+    "max_norm": max_norm.comparisons,
+    "metric": metric.comparisons,
+}
 
 
 def draw(results: Sequence[Result], path: Path) -> None:

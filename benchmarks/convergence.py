@@ -29,7 +29,7 @@ OPTIMIZERS: dict[str, tuple[Callable[..., Optimizer], float]] = {
     "amsgrad": (lambda p, lr: torch.optim.Adam(p, lr=lr, amsgrad=True), 4.0),
     "AdamW, no decay": (lambda p, lr: torch.optim.AdamW(p, lr=lr, weight_decay=0.0), 1.0),
     "NAdam": (torch.optim.NAdam, 1.0),
-    "RAdam": (torch.optim.RAdam, 1.0),
+    "RAdam": (torch.optim.RAdam, 4.0),
     "Adamax": (torch.optim.Adamax, 4.0),
     "RMSprop": (torch.optim.RMSprop, 0.4),
     "RMSprop, centered": (lambda p, lr: torch.optim.RMSprop(p, lr=lr, centered=True), 0.4),

@@ -55,8 +55,8 @@ def _quadratic(name: str, constraint: pg.Constraint, shape: tuple[int, ...] = (2
     rng = np.random.default_rng(0)
     n = int(np.prod(shape))
     q = np.linalg.qr(rng.standard_normal((n, n)))[0]
-    a = (q * np.logspace(0, 3, n)) @ q.T
-    b = 30 * rng.standard_normal(n)
+    a = (q * np.logspace(-3, 0, n)) @ q.T
+    b = 0.03 * rng.standard_normal(n)
 
     def value(x: Any, xp: Any) -> Any:
         matrix, vector = (a, b) if xp is np else (_like(a, x, xp), _like(b, x, xp))
@@ -67,7 +67,7 @@ def _quadratic(name: str, constraint: pg.Constraint, shape: tuple[int, ...] = (2
         return (a @ x.reshape(n) - b).reshape(shape)
 
     start = constraint.project(np.full(shape, 1.0 / n))
-    return Problem(f"quadratic, {name}", constraint, start, value, gradient, 1e3, scale)
+    return Problem(f"quadratic, {name}", constraint, start, value, gradient, 1.0, scale)
 
 
 def _like(values: np.ndarray, x: Any, xp: Any) -> Any:
@@ -85,16 +85,16 @@ def quadratics() -> list[Problem]:
         _quadratic("l1 ball", pg.L1Ball(1.0)),
         _quadratic("max-norm per row", pg.MaxNorm(0.5, axis=1), (4, 5)),
         _quadratic("capped simplex", pg.CappedSimplex(1.0, 0.0, 0.2)),
-        _quadratic("sum", pg.SumTo(1.0)),
-        _quadratic("halfspace", pg.Halfspace(order, -0.5)),
-        _quadratic("affine set", pg.Affine(rows, [1.0, 0.0, -0.5])),
-        _quadratic("monotone", pg.Monotone()),
-        _quadratic("unimodal", pg.Unimodal(peak=8)),
+        _quadratic("sum", pg.SumTo(1.0), scale=1.0),
+        _quadratic("halfspace", pg.Halfspace(order, -0.5), scale=1.0),
+        _quadratic("affine set", pg.Affine(rows, [1.0, 0.0, -0.5]), scale=1.0),
+        _quadratic("monotone", pg.Monotone(), scale=0.2),
+        _quadratic("unimodal", pg.Unimodal(peak=8), scale=0.2),
         _quadratic("bounded variation", pg.TotalVariationBall(1.0)),
         _quadratic("group l1 ball", pg.GroupL1Ball(1.0), (5, 4)),
         _quadratic("l1,inf ball", pg.L1InfBall(1.0), (5, 4)),
-        _quadratic("second-order cone", pg.SecondOrderCone()),
-        _quadratic("symmetric", pg.Symmetric(), (4, 4)),
+        _quadratic("second-order cone", pg.SecondOrderCone(), scale=1.0),
+        _quadratic("symmetric", pg.Symmetric(), (4, 4), scale=1.0),
         _quadratic("simplex and halfspace", pg.Simplex() & pg.Halfspace(order, -0.1)),
         _quadratic("ball and orthant", pg.MaxNorm(0.5, axis=-1) & pg.NonNeg()),
         _quadratic("box (no difference)", pg.Box(-0.1, 0.2)),

@@ -169,6 +169,7 @@ def about(kind: type) -> dict[str, str]:
     text = " ".join((inspect.getdoc(kind) or "").split())
     first = re.match(r"(.*?)(?= (?:Not convex|Convex)\b)", text)
     facts = re.search(r"(?P<convex>Not convex|Convex)[^.:]*[.:] (?P<method>.*?) Cost: (?P<cost>.*?)\.(?= |$)", text)
+    metric = re.search(r" In a metric: (.*?)(?<!\b[A-Z])\.(?= [A-Z`]|$)", text)
     source = re.search(r"Source: (.*)$", text)
     if first is None or facts is None:
         raise ValueError(f"the docstring of {kind.__name__} lacks its line 'Convex. Exact: ... Cost: ...'")
@@ -177,6 +178,7 @@ def about(kind: type) -> dict[str, str]:
         "convex": "yes" if facts["convex"] == "Convex" else "no",
         "method": facts["method"].rstrip("."),
         "cost": facts["cost"],
+        "metric": "the same" if getattr(kind, "axis", None) == () else metric.group(1) if metric else "",
         "source": source.group(1) if source else "",
     }
 
@@ -191,13 +193,14 @@ def page(drawn: dict[str, Drawn]) -> str:
         "bfloat16, float32 and float64, for all groups at once along any axes. In the pictures the set is blue, and",
         "lines lead from points to their nearest ones.",
         "",
-        "| set | convex | exact | who else has it |",
-        "| --- | --- | --- | --- |",
+        "| set | convex | exact | in a metric | who else has it |",
+        "| --- | --- | --- | --- | --- |",
     ]
     facts = {name: about(kind) for name, kind in sets().items()}
     for name, fact in facts.items():
         exact = "yes" if fact["method"].startswith("Exact") else "to a tolerance"
-        lines.append(f"| [{name}](#{name.lower()}) | {fact['convex']} | {exact} | {PEERS.get(name, '')} |")
+        metric = {"": "no", "the same": "the same"}.get(fact["metric"], "yes")
+        lines.append(f"| [{name}](#{name.lower()}) | {fact['convex']} | {exact} | {metric} | {PEERS.get(name, '')} |")
     for name, fact in facts.items():
         lines += ["", f"## {name}", "", f"`{_call(name)}`", "", fact["set"].replace("``", "`"), ""]
         if name in drawn:
@@ -205,6 +208,7 @@ def page(drawn: dict[str, Drawn]) -> str:
             where = f", for {SHOWN[layout]}" if layout in SHOWN else ""
             lines += [f"![{name}]({name}.png)", "", f"`{constraint}`{where}", ""]
         lines += [f"- Convex: {fact['convex']}", f"- {fact['method'].replace('``', '`')}", f"- Cost: {fact['cost']}"]
+        lines += [f"- In a metric: {fact['metric'].replace('``', '`')}"] if fact["metric"] else []
         lines += [f"- Also in: {PEERS[name]}"] if name in PEERS else []
         lines += [f"- Source: {fact['source']}"] if fact["source"] else []
     return "\n".join(lines) + "\n"

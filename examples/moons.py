@@ -161,6 +161,9 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--radius", nargs="*", type=float, metavar="R", help=f"compare MinMaxNorm(R, R) instead (default: {RADII})"
     )
+    parser.add_argument(
+        "--metric", choices=["euclidean", "optimizer"], default="euclidean", help="in which norm the nearest point is"
+    )
     parser.add_argument("--seeds", type=int, help="how often to repeat (default: 10; Keras 3)")
     parser.add_argument("--epochs", type=int, default=4000)
     parser.add_argument("--fit", action="store_true", help="Keras: call model.fit as the tutorial does, which is slow")
@@ -184,7 +187,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         constraints = {"none": None} | {f"MinMaxNorm({r:g}, {r:g})": pg.MinMaxNorm(r, r) for r in radii}
     every = max(1, args.epochs // 200)  # 200 points make a curve
     chunks = [every] * (args.epochs // every) + [args.epochs % every] * (args.epochs % every > 0)
-    options = {"fit": True} if args.fit else {}
+    options: dict[str, Any] = {"metric": args.metric} | ({"fit": True} if args.fit else {})
 
     start, results = time.perf_counter(), {}
     with tqdm(total=len(constraints) * args.seeds * args.epochs, unit="epoch", smoothing=0.02) as bar:

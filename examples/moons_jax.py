@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from projgrad.optax import project, project_params, violations
+from projgrad.optax import project_params, projected, violations
 
 
 def network(key: jax.Array) -> dict[str, dict[str, jax.Array]]:
@@ -32,13 +32,18 @@ def accuracy(params: dict, x: jax.Array, y: jax.Array) -> jax.Array:
 
 
 def train(
-    data: Sequence[np.ndarray], rules: dict, seeds: int, chunks: Sequence[int], tick: Callable[[int], object]
+    data: Sequence[np.ndarray],
+    rules: dict,
+    seeds: int,
+    chunks: Sequence[int],
+    tick: Callable[[int], object],
+    metric: str = "euclidean",
 ) -> Iterator[tuple[np.ndarray, dict[str, np.ndarray], float]]:
     """Train once per seed; yield the accuracies after every chunk of epochs, the final norms and the violation."""
     train_x, train_y, test_x, test_y = map(jnp.asarray, data)
     tx: optax.GradientTransformation = optax.adam(1e-3, eps=1e-7)
     if rules:  # such as {"hidden/kernel": pg.UnitNorm()}
-        tx = optax.chain(tx, project(rules))
+        tx = projected(tx, rules, metric=metric)
 
     def start(seed):
         params = network(jax.random.key(seed))

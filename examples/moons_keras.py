@@ -65,6 +65,7 @@ def train(
     seeds: int,
     chunks: Sequence[int],
     tick: Callable[[int], object],
+    metric: str = "euclidean",
     fit: bool = False,
 ) -> Iterator[tuple[np.ndarray, dict[str, np.ndarray], float]]:
     """Train once per seed; yield the accuracies after every chunk of epochs, the final norms and the violation."""
@@ -73,7 +74,7 @@ def train(
         model = network()
         optimizer = keras.optimizers.Adam()
         if rules:  # such as {"hidden/kernel": pg.UnitNorm()}
-            optimizer = ProjectedOptimizer(optimizer, rules, model=model)
+            optimizer = ProjectedOptimizer(optimizer, rules, model=model, metric=metric)
         model.compile(loss="binary_crossentropy", optimizer=optimizer, metrics=["accuracy"])
 
         curve = (by_fit if fit else by_loop)(model, data, chunks, tick)

@@ -29,7 +29,12 @@ def accuracy(model: nn.Module, x: torch.Tensor, y: torch.Tensor) -> float:
 
 
 def train(
-    data: Sequence[np.ndarray], rules: dict, seeds: int, chunks: Sequence[int], tick: Callable[[int], object]
+    data: Sequence[np.ndarray],
+    rules: dict,
+    seeds: int,
+    chunks: Sequence[int],
+    tick: Callable[[int], object],
+    metric: str = "euclidean",
 ) -> Iterator[tuple[np.ndarray, dict[str, np.ndarray], float]]:
     """Train once per seed; yield the accuracies after every chunk of epochs, the final norms and the violation."""
     torch.set_num_threads(1)  # arrays this small gain nothing from more
@@ -39,7 +44,7 @@ def train(
         model = Network()
         optimizer: torch.optim.Optimizer = torch.optim.Adam(model.parameters(), eps=1e-7)
         if rules:  # such as {"hidden.weight": pg.UnitNorm()}
-            optimizer = ProjectedOptimizer(optimizer, rules, model=model)
+            optimizer = ProjectedOptimizer(optimizer, rules, model=model, metric=metric)
 
         curve = []
         for epochs in chunks:

@@ -269,7 +269,7 @@ class Constraint(ABC):
         if len(h.shape) > len(shape) or any(n not in (1, m) for n, m in sides):
             raise ValueError(f"metric has the shape {tuple(h.shape)}, which does not broadcast to {shape}")
         h = xp.broadcast_to(xp.stop_gradient(h), shape)
-        if xp.can_look(h) and not bool(xp.all((h > 0) & xp.isfinite(h))):
+        if xp.can_look(h) and 0 not in shape and not (bool(xp.min(h) > 0) and bool(xp.max(h) < math.inf)):  # nor NaN
             raise ValueError("metric must be positive and finite in every entry")
         return xp.astype(h, xp.real(like).dtype if xp.is_complex(like) else like.dtype)
 

@@ -118,3 +118,22 @@ def test_the_page_of_sets_says_what_the_docstrings_say(monkeypatch, tmp_path):
     constraint, layout = catalogue.examples()["UnitNorm"]
     catalogue.draw("UnitNorm", constraint, layout).savefig(tmp_path / "one.png")
     assert (tmp_path / "one.png").stat().st_size > 5000
+
+
+def test_the_moons_in_the_metric_of_adam(moons):
+    _skip_without("torch")
+    found = moons("--framework", "torch", "--epochs", "25", "--seeds", "1", "--metric", "optimizer")
+    assert all(float(row["violation"] or 0) < 1e-6 for row in found.values())
+
+
+def test_the_two_limits_of_adam(monkeypatch, capsys, tmp_path):
+    monkeypatch.syspath_prepend(str(EXAMPLES))
+    metric = importlib.import_module("metric")
+    picture = tmp_path / "metric.png"
+    metric.main(["--out", str(picture)])
+    assert picture.read_bytes().startswith(b"\x89PNG")
+    least = metric.best()
+    ends = [metric.adam(in_metric)[-1] for in_metric in (True, False)]
+    assert abs(ends[0] - least).max() < 1e-5
+    assert abs(ends[1] - least).max() > 0.2
+    assert "above the minimum" in capsys.readouterr().out

@@ -29,6 +29,85 @@ def test_a_reference_solver_finds_the_same() -> None:
             np.testing.assert_allclose(kind(0.4)(v), y.value, atol=1e-5)
 
 
+def test_a_reference_solver_finds_the_same_in_a_metric() -> None:
+    cvxpy = pytest.importorskip("cvxpy")
+    rng = np.random.default_rng(10)
+    for v in [v / np.abs(v).max() for v in matrices(rng, 4, 5)]:
+        h = 10.0 ** rng.uniform(-6, 0, v.shape)
+        h[0, 0] = 1.0
+        y = cvxpy.Variable(v.shape)
+        norms = {pg.GroupL1Ball: cvxpy.norm(y, 2, axis=1), pg.L1InfBall: cvxpy.norm(y, "inf", axis=1)}
+        for kind, norm in norms.items():
+            size = cvxpy.sum_squares(cvxpy.multiply(np.sqrt(h), y - v))
+            cvxpy.Problem(cvxpy.Minimize(size), [cvxpy.sum(norm) <= 0.4]).solve(
+                solver="CLARABEL", tol_gap_abs=1e-10, tol_gap_rel=1e-10
+            )
+            found = kind(0.4).project(v, metric=h)
+            # in its own metric: along the lightest entries, the solver does not tell points apart
+            np.testing.assert_allclose(np.sqrt(h) * found, np.sqrt(h) * y.value, atol=1e-4)
+
+
+@pytest.mark.parametrize("span", [0.0, 6.0, 24.0])
+def test_no_point_of_the_ball_is_nearer_in_a_metric(span: float) -> None:
+    """``<h (v - y), z - y> <= 0`` for the z of the ball that makes it largest."""
+    rng = np.random.default_rng(11)
+    for shape in ((8, 6), (300, 4), (3, 500)):
+        for v in matrices(rng, *shape):
+            h = 10.0 ** (-span * rng.random(shape))
+            h[0, 0] = 1.0
+            for part in (1e-3, 0.3, 0.9):
+                radius = float(part * np.abs(v).max(1).sum())
+                y = pg.L1InfBall(radius).project(v, metric=h)
+                slope = h * (v - y)
+                most = radius * np.abs(slope).sum(1).max()
+                assert most - (slope * y).sum() <= 1e-12 * (h * v**2).sum() + 1e-12 * radius * np.abs(slope).max()
+                assert np.abs(y).max(1).sum() <= radius * (1 + 1e-14)
+                radius = float(part * np.linalg.norm(v, axis=1).sum())
+                y = pg.GroupL1Ball(radius).project(v, metric=h)
+                slope = h * (v - y)
+                most = radius * np.linalg.norm(slope, axis=1).max()
+                assert most - (slope * y).sum() <= 1e-12 * (h * v**2).sum() + 1e-12 * radius * np.abs(slope).max()
+                assert np.linalg.norm(y, axis=1).sum() <= radius * (1 + 1e-14)
+
+
+def test_a_heavy_entry_at_the_cap_up_to_rounding() -> None:
+    # which counts with its weight, or Newton's method goes back and forth and stops
+    v = np.array([[0.35738042, 1.3151038, 1.8016349], [-1.2083186, -0.00445413, 0.65647495]])
+    v = np.vstack([v, [[-1.2883614, 0.39512205, 0.4298637], [-1.1841179, -0.6617026, 0.6960427]]])
+    h = np.array([[2.7e-11, 1.2e-23, 1e-12], [6.2e-11, 1.3e-15, 1], [1, 1, 6.5e-19], [1.2e-12, 2e-13, 1]])
+    exact = pg.L1InfBall(2.0).project(v, metric=h)
+    found = pg.L1InfBall(2.0).project(v.astype("float32"), metric=h.astype("float32"))
+    np.testing.assert_allclose(found, exact, atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", [pg.GroupL1Ball, pg.L1InfBall])
+@pytest.mark.parametrize("span", [2.0, 24.0])
+def test_a_small_ball_is_met_from_far_away_in_a_metric(kind: Any, span: float) -> None:
+    rng = np.random.default_rng(12)
+    v = (rng.uniform(0.5, 1, (3, 6, 30)) * [[[1e8]], [[3e37]], [[1e20]]]).astype("float32")
+    h = (10.0 ** (-span * rng.random(v.shape))).astype("float32")
+    for radius in (1.0, 0.0):
+        y = kind(radius).project(v, metric=h).astype("float64")
+        norms = np.abs(y).max(2) if kind is pg.L1InfBall else np.linalg.norm(y, axis=2)
+        np.testing.assert_allclose(norms.sum(1), radius, rtol=1e-6)
+
+
+def test_rows_of_one_entry_and_single_rows_in_a_metric() -> None:
+    rng = np.random.default_rng(13)
+    v, h = 3 * rng.standard_normal((20, 1)), 10.0 ** rng.uniform(-6, 0, (20, 1))
+    for constraint in (pg.GroupL1Ball(2.0), pg.L1InfBall(2.0)):
+        expected = pg.L1Ball(2.0, axis=0).project(v, metric=h)
+        np.testing.assert_allclose(constraint.project(v, metric=h), expected, atol=1e-13)
+    expected = pg.MaxNorm(2.0, axis=1).project(v.T, metric=h.T)
+    np.testing.assert_allclose(pg.GroupL1Ball(2.0).project(v.T, metric=h.T), expected, atol=1e-13)
+    np.testing.assert_allclose(pg.L1InfBall(2.0).project(v.T, metric=h.T), np.clip(v.T, -2, 2), atol=1e-13)
+
+
+def test_a_point_that_is_not_nearest_has_no_metric() -> None:
+    with pytest.raises(ValueError, match="no way is known"):
+        pg.L1InfBall(1.0, "bilevel").project(np.ones((2, 2)), metric=1.0)
+
+
 def test_no_point_of_the_ball_is_nearer() -> None:
     """``<v - y, z - y> <= 0`` for the z of the ball that makes it largest."""
     rng = np.random.default_rng(1)

@@ -12,7 +12,7 @@ import pytest
 
 keras = pytest.importorskip("keras")
 
-FILES = ("keras_optimizer", "keras_rules", "keras_layers", "keras_saving", "tags_keras")
+FILES = ("keras_optimizer", "keras_rules", "keras_layers", "keras_saving", "keras_metric", "tags_keras")
 SAME = (
     "incoming",
     "feed_one_unit",

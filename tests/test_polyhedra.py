@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -72,6 +73,64 @@ def test_redundant_and_nearly_parallel_equations():
     np.testing.assert_allclose(pg.Affine(near, [1.0, 1.0 + 2e-6]).project(np.zeros(3)), [1, 2, 0], atol=1e-9)
     for scale in (1e-30, 1e30):
         np.testing.assert_allclose(pg.Affine(scale * a, scale * b).project(x), expected, atol=1e-13)
+
+
+def in_fractions(v: np.ndarray, h: np.ndarray, a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """The point of ``a x = b`` that is nearest to v in the metric h, in exact arithmetic, by Gauss and Jordan."""
+    exact = np.vectorize(Fraction, otypes=[object])
+    v, h, a, b = (exact(x) for x in (v, h, a, b))
+    system = np.column_stack([(a / h) @ a.T, b - a @ v])
+    for i in range(len(a)):
+        pivot = next(k for k in range(i, len(a)) if system[k, i] != 0)
+        system[[i, pivot]] = system[[pivot, i]]
+        system[i] = system[i] / system[i, i]
+        for k in range(len(a)):
+            if k != i:
+                system[k] = system[k] - system[k, i] * system[i]
+    return (v + (a.T @ system[:, -1]) / h).astype("float64")
+
+
+@pytest.mark.parametrize("kind", ["generic", "whole", "sparse"])
+@pytest.mark.parametrize(("dtype", "span"), [("float32", 6), ("float32", 24), ("float64", 24), ("float64", 150)])
+def test_equations_in_an_extreme_metric(kind, dtype, span):
+    rng, tried = np.random.default_rng(0), 0
+    for _ in range(30):
+        k = rng.integers(1, 6)
+        n = k + rng.integers(1, 8)
+        a = rng.standard_normal((k, n))
+        if kind == "whole":
+            a = np.round(1.2 * a)
+        elif kind == "sparse":
+            a = a * (rng.random((k, n)) < 0.4)
+        a = a.astype("float32").astype("float64")
+        if np.linalg.svd(a)[1][-1] < 0.1:
+            continue
+        b, v = rng.standard_normal(k), rng.standard_normal(n).astype(dtype)
+        h = (10.0 ** (-span * rng.random(n))).astype(dtype)
+        h = np.where(rng.random(n) < 0.3, h.min(), h)
+        h[0] = 1.0
+        y = pg.Affine(a, b).project(v, metric=h)
+        expected = in_fractions(v, h, a, b)
+        size = np.linalg.norm(v) + np.linalg.norm(expected)
+        assert np.linalg.norm(y - expected) <= 16 * pg.tolerance(dtype, n, size), (a, b, v, h)
+        tried += 1
+    assert tried > 8
+
+
+def test_redundant_and_nearly_parallel_equations_in_a_metric():
+    rng = np.random.default_rng(20)
+    a, b = rng.standard_normal((4, 9)), rng.standard_normal(4)
+    x, h = rng.standard_normal((5, 9)), 10.0 ** rng.uniform(-6, 0, (5, 9))
+    expected = pg.Affine(a, b).project(x, metric=h)
+    many = rng.standard_normal((30, 4))
+    np.testing.assert_allclose(pg.Affine(many @ a, many @ b).project(x, metric=h), expected, atol=1e-12)
+    near = pg.Affine([[1.0, 0.0, 0.0], [1.0, 1e-6, 0.0]], [1.0, 1.0 + 2e-6])
+    np.testing.assert_allclose(near.project(np.zeros(3), metric=[1.0, 1e-6, 1e-3]), [1, 2, 0], atol=1e-9)
+    nothing = pg.Affine(np.zeros((2, 9)))
+    np.testing.assert_array_equal(nothing.project(x, metric=h), x)
+    for normal in (np.ones(9), np.arange(9.0)):
+        plane = pg.Hyperplane(normal, 2.0).project(x, metric=h)
+        np.testing.assert_allclose(pg.Affine([normal], 2.0).project(x, metric=h), plane, atol=1e-12)
 
 
 def test_long_groups_are_as_accurate(framework):

@@ -24,7 +24,8 @@ __all__ = ["L2Ball", "LInfBall"]
 class L2Ball(VectorSet):
     """The ball ``{x : ||x - center||_2 <= radius}``, for every group of entries along `axis`.
 
-    Convex. Exact: a group outside becomes ``center + (x - center) * radius / ||x - center||``. Cost: O(n).
+    Convex. Exact: a group outside becomes ``center + (x - center) * radius / ||x - center||``. Cost: O(n). In a
+    metric: as for `MaxNorm`.
 
     With the center 0 it is `MaxNorm`.
 

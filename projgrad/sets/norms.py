@@ -43,7 +43,8 @@ class _Norm(Constraint):
 class MaxNorm(_Norm):
     """The ball ``{x : ||x||_2 <= max_value}``, for every group of entries along `axis`.
 
-    Convex. Exact: a group outside becomes ``x * max_value / ||x||``. Cost: O(n).
+    Convex. Exact: a group outside becomes ``x * max_value / ||x||``. Cost: O(n). In a metric: ``h x / (h + l)``
+    with the l that meets the norm, by Newton's method in up to 25 steps.
 
     Args:
         max_value: radius r >= 0.
@@ -76,7 +77,7 @@ class MaxNorm(_Norm):
 class UnitNorm(_Norm):
     """The sphere ``{x : ||x||_2 = 1}``, for every group of entries along `axis`.
 
-    Not convex. Exact: the nearest point is ``x / ||x||``. Cost: O(n).
+    Not convex. Exact: the nearest point is ``x / ||x||``. Cost: O(n). In a metric: as for `MaxNorm`, where l may be negative.
 
     All points are nearest to a group of n zeros; ``1 / sqrt(n)`` in every entry is
     chosen. On the sphere, the derivative is that of ``x / ||x||``.
@@ -106,7 +107,8 @@ class UnitNorm(_Norm):
 class MinMaxNorm(_Norm):
     """The shell ``{x : min_value <= ||x||_2 <= max_value}``, for every group of entries along `axis`.
 
-    Not convex unless `min_value` is 0. Exact: a group outside is scaled to the nearer bound. Cost: O(n).
+    Not convex unless `min_value` is 0. Exact: a group outside is scaled to the nearer bound. Cost: O(n). In a
+    metric: as for `MaxNorm`, where l may be negative.
 
     All points of norm `min_value` are nearest to a group of n zeros; ``min_value / sqrt(n)`` in every entry is chosen.
 

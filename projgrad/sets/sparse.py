@@ -20,7 +20,8 @@ __all__ = ["Cardinality", "L0Groups", "SparseSimplex"]
 class Cardinality(VectorSet):
     """The sparse groups ``{x : at most k entries are not 0}``, for every group of entries along `axis`.
 
-    Not convex. Exact: the k largest absolute values stay, all else becomes 0. Cost: O(n log n), one sort.
+    Not convex. Exact: the k largest absolute values stay, all else becomes 0. Cost: O(n log n), one sort. In a
+    metric: those of the largest ``h x^2``.
 
     Of equal absolute values, the first ones are kept. The derivative is 1 at the kept entries and 0 at the others.
     Where k is not below the size of a group, every group is in the set.
@@ -107,6 +108,7 @@ class L0Groups(PairSet):
     """The row-sparse matrices ``{x : at most k rows are not 0}``, for every matrix along the pair `axis`.
 
     Not convex. Exact: the k rows of largest l2 norm stay, all else becomes 0. Cost: O(m n + m log m) for m rows of n.
+    In a metric: those of the largest ``sum(h x^2)``.
 
     A row stands for any subgroup: a filter, a unit, a head. Of rows whose computed norms are equal, the first ones are
     kept. Where k is not below the number of rows, every matrix is in the set.

@@ -22,7 +22,7 @@ __all__ = ["Halfspace", "Hyperplane", "SumTo", "ZeroMean"]
 class SumTo(VectorSet):
     """The plane ``{x : sum(x) = total}``, for every group of entries along `axis`.
 
-    Convex. Exact: ``x - (sum(x) - total) / n``. Cost: O(n).
+    Convex. Exact: ``x - (sum(x) - total) / n``. Cost: O(n). In a metric: each entry moves by a share of ``1 / h``.
 
     Args:
         total: the sum.
@@ -61,7 +61,7 @@ class SumTo(VectorSet):
 class ZeroMean(VectorSet):
     """The plane ``{x : sum(x) = 0}``, for every group of entries along `axis`.
 
-    Convex. Exact: ``x - mean(x)``. Cost: O(n).
+    Convex. Exact: ``x - mean(x)``. Cost: O(n). In a metric: as for `SumTo`.
 
     Args:
         axis: the axes over which the mean is taken: an int, a tuple, None for all, or "incoming".
@@ -138,7 +138,8 @@ class _Linear(VectorSet):
 class Hyperplane(_Linear):
     """The hyperplane ``{x : sum(normal * x) = offset}``, for every group of entries along `axis`.
 
-    Convex. Exact: ``x - (sum(normal * x) - offset) / sum(normal**2) * normal``. Cost: O(n).
+    Convex. Exact: ``x - (sum(normal * x) - offset) / sum(normal**2) * normal``. Cost: O(n). In a
+    metric: along ``normal / h``.
 
     Args:
         normal: a list of numbers, one per entry of a group (in row-major order, where `axis` has several axes).
@@ -171,7 +172,8 @@ class Hyperplane(_Linear):
 class Halfspace(_Linear):
     """The halfspace ``{x : sum(normal * x) <= offset}``, for every group of entries along `axis`.
 
-    Convex. Exact: a group outside goes to the hyperplane ``sum(normal * x) = offset``. Cost: O(n).
+    Convex. Exact: a group outside goes to the hyperplane ``sum(normal * x) = offset``. Cost: O(n). In a
+    metric: as for `Hyperplane`.
 
     Args:
         normal: a list of numbers, one per entry of a group (in row-major order, where `axis` has several axes).

@@ -30,7 +30,7 @@ class SquareSet(PairSet):
 class Symmetric(SquareSet):
     """The symmetric matrices ``{X : X = X'}``, for every matrix along the pair `axis`.
 
-    Convex. Exact: ``(X + X') / 2``. Cost: O(n^2).
+    Convex. Exact: ``(X + X') / 2``. Cost: O(n^2). In a metric: the mean with its weights.
 
     Args:
         axis: the axes of the rows' index and of the columns' index: a pair, each an int or a tuple of ints.
@@ -60,7 +60,7 @@ class Symmetric(SquareSet):
 class SkewSymmetric(SquareSet):
     """The skew-symmetric matrices ``{X : X = -X'}``, for every matrix along the pair `axis`.
 
-    Convex. Exact: ``(X - X') / 2``. Cost: O(n^2).
+    Convex. Exact: ``(X - X') / 2``. Cost: O(n^2). In a metric: the mean with its weights.
 
     Args:
         axis: the axes of the rows' index and of the columns' index: a pair, each an int or a tuple of ints.

@@ -10,7 +10,7 @@ import jax
 
 from projgrad.plan import Plan, PlanEntry
 from projgrad.rules import Rules, resolve
-from projgrad.tag import Tag, as_tag
+from projgrad.tag import Tag, as_tag, check_metric
 from projgrad_backends.jax.parameters import is_array, is_module, is_skipped, parameters
 
 __all__ = ["Tagged", "Tags", "when_due"]
@@ -58,18 +58,20 @@ class Tags:
         rules: name patterns or layer classes to constraints.
         tree: a pytree prefix of constraints; None leaves a part free.
         model: the flax nnx or equinox module that knows the layers.
+        metric: of tags that do not say which.
 
     Raises:
         ValueError: both or neither of `rules` and `tree` are given.
         TypeError: `model` is not a module.
     """
 
-    def __init__(self, rules: Rules | None, tree: Any, model: Any) -> None:
+    def __init__(self, rules: Rules | None, tree: Any, model: Any, metric: str | None = None) -> None:
+        check_metric(metric, "projected")
         if (rules is None) == (tree is None):
             raise ValueError("give either rules or tree=, the constraints by name or as a pytree prefix")
         if model is not None and not is_module(model):
             raise TypeError(f"model= is an nnx.Module or an equinox Module, not {type(model).__name__}")
-        self._rules, self._tree, self._model = rules, tree, model
+        self._rules, self._tree, self._model, self._metric = rules, tree, model, metric
         self._seen: dict[Any, Tagged] = {}
 
     def of(self, params: Any) -> tuple[list[Any], Tagged]:
@@ -92,7 +94,8 @@ class Tags:
         return leaves, found
 
     def _resolve(self, params: Any, treedef: Any) -> Tagged:
-        return Tagged(treedef, resolve(self._rules, parameters(params, self._model, self._prefix(params))))
+        found = parameters(params, self._model, self._prefix(params))
+        return Tagged(treedef, resolve(self._rules, found, metric=self._metric))
 
     def _prefix(self, params: Any) -> dict[int, tuple[str, Tag]]:
         """What `tree` asks for, and where, by the position of the leaf."""

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import optax
 
 from projgrad.rules import Rules
+from projgrad_backends.jax.metric import weights_of
 from projgrad_backends.jax.params import project_params
 from projgrad_backends.jax.tags import Tags
 from projgrad_backends.jax.update import onto
@@ -59,47 +60,113 @@ def project(
         >>> params = projgrad.optax.project_params(params, rules)
         >>> state = tx.init(params)
     """
-    tags = Tags(rules, tree, model)
-
-    def init(params: Any) -> optax.EmptyState | ProjectState:
-        leaves, tagged = tags.of(params)
-        tagged.check(leaves)
-        return ProjectState(jnp.zeros((), jnp.int32)) if tagged.plan.counts else optax.EmptyState()
 
     def update(updates: Any, state: Any, params: Any = None, **extra: Any) -> tuple[Any, Any]:
         del extra
+        return projection.update(updates, state, params, projection.unweighted)
+
+    projection = _Projection(Tags(rules, tree, model))
+    return optax.GradientTransformationExtraArgs(lambda params: projection.init(params, euclidean=True), update)
+
+
+def projected(
+    inner: optax.GradientTransformation,
+    rules: Rules | None = None,
+    *,
+    tree: Any = None,
+    model: Any = None,
+    metric: str = "euclidean",
+) -> optax.GradientTransformationExtraArgs:
+    """``inner``, then `project`: a whole transformation that keeps the parameters in their sets.
+
+    With ``metric="optimizer"``, the point is the one that is nearest in the metric of the step: where `inner` turns a
+    gradient g into g / h, entry by entry, the one that minimises ``sum(h * (y - x)**2)``. Only so do Adam and its kin
+    settle on the constrained minimum where a set couples entries. The h are found in the state of `inner` after its
+    update, inside of chains, masks, partitions, `optax.inject_hyperparams`, `optax.MultiSteps` and other wrappers:
+    `scale_by_adam` (adam, adamw, nadam, lamb, ...), `scale_by_amsgrad`, `scale_by_adamax`, `scale_by_adan`,
+    `scale_by_belief`, `scale_by_yogi`, `scale_by_radam`, `scale_by_rms`, `scale_by_stddev`, `scale_by_rss` (adagrad),
+    `scale_by_adadelta` and `scale_by_factored_rms` (adafactor). Their eps and decay rates, which no state holds, are
+    read from their update functions. `register_metric` adds others. Where nothing scales, as in SGD and under a mask,
+    and before the first step, the metric is the Euclidean one. Where only signs count (lion, sign_sgd, rprop) there is
+    none, and that is an error.
+
+    Args:
+        inner: any optax transformation.
+        rules: as in `project`; a `projgrad.Tag` may say another metric for what it selects.
+        tree: as in `project`.
+        model: as in `project`.
+        metric: "euclidean" or "optimizer".
+
+    Raises:
+        TypeError, ValueError: as in `project`; `metric` is neither; on `init`, a constraint has no form in a metric, or
+            the scaling of `inner` is not found.
+
+    Example:
+        >>> rules = {"*/kernel": pg.MaxNorm(3.0)}
+        >>> tx = projgrad.optax.projected(optax.adam(1e-3), rules, metric="optimizer")
+    """
+    extended = optax.with_extra_args_support(inner)
+    projection = _Projection(Tags(rules, tree, model, metric))
+
+    def init(params: Any) -> tuple[Any, Any]:
+        state, own = inner.init(params), projection.init(params)
+
+        def check(state: Any, params: Any) -> list[Any]:
+            return weights_of(inner, state, state, params, *projection.tags.of(params))
+
+        jax.eval_shape(lambda: check(state, params))
+        return state, own
+
+    def update(updates: Any, state: Any, params: Any = None, **extra: Any) -> tuple[Any, Any]:
         if params is None:
-            raise ValueError("projgrad.optax.project needs the parameters: call update(updates, state, params)")
-        leaves, tagged = tags.of(params)
+            raise ValueError(_NO_PARAMS.format("projected"))
+        old, own = state
+        updates, new = extended.update(updates, old, params, **extra)
+        weights = partial(weights_of, inner, new, old, params)
+        updates, own = projection.update(updates, own, params, weights)
+        return updates, (new, own)
+
+    return optax.GradientTransformationExtraArgs(init, update)
+
+
+_NO_PARAMS = "projgrad.optax.{} needs the parameters: call update(updates, state, params)"
+
+
+class _Projection:
+    """What `project` and `projected` have in common."""
+
+    def __init__(self, tags: Tags) -> None:
+        self.tags = tags
+
+    def init(self, params: Any, *, euclidean: bool = False) -> optax.EmptyState | ProjectState:
+        """The state; with `euclidean`, an error where another metric is asked for."""
+        leaves, tagged = self.tags.of(params)
+        tagged.check(leaves)
+        asking = [entry.name for entry in tagged.plan if entry.in_metric]
+        if euclidean and asking:
+            raise ValueError(
+                f"{', '.join(asking)}: project() in a chain does not see the state of the optimizer, which "
+                'metric="optimizer" needs: use projgrad.optax.projected(optimizer, rules)'
+            )
+        return ProjectState(jnp.zeros((), jnp.int32)) if tagged.plan.counts else optax.EmptyState()
+
+    def update(self, updates: Any, state: Any, params: Any, weights: Any) -> tuple[Any, Any]:
+        """The updates that end in the sets, where ``weights(leaves, tagged)`` are those of the metric."""
+        if params is None:
+            raise ValueError(_NO_PARAMS.format("project"))
+        leaves, tagged = self.tags.of(params)
         step = None
         if tagged.plan.counts:
             if not isinstance(state, ProjectState):
                 raise ValueError("the rules count steps: call update with the state that init returned")
             step = state.count + 1
             state = ProjectState(step)
-        return tagged.map(partial(onto, step=step), leaves, tagged.treedef.flatten_up_to(updates)), state
+        given = tagged.treedef.flatten_up_to(updates)
+        return tagged.map(partial(onto, step=step), leaves, weights(leaves, tagged), given), state
 
-    return optax.GradientTransformationExtraArgs(init, update)
-
-
-def projected(
-    inner: optax.GradientTransformation, rules: Rules | None = None, *, tree: Any = None, model: Any = None
-) -> optax.GradientTransformationExtraArgs:
-    """``inner``, then `project`: a whole transformation that keeps the parameters in their sets.
-
-    Args:
-        inner: any optax transformation.
-        rules: as in `project`.
-        tree: as in `project`.
-        model: as in `project`.
-
-    Raises:
-        TypeError, ValueError: as in `project`.
-
-    Example:
-        >>> tx = projgrad.optax.projected(optax.adam(1e-3), {"*/kernel": pg.MaxNorm(3.0)})
-    """
-    return optax.chain(inner, project(rules, tree=tree, model=model))
+    @staticmethod
+    def unweighted(leaves: list[Any], tagged: Any) -> list[Any]:
+        return [None] * len(leaves)
 
 
 def apply_updates(

@@ -18,12 +18,13 @@ from projgrad_backends.jax.tags import when_due
 __all__ = ["onto"]
 
 
-def onto(entry: PlanEntry, params: list[Any], updates: list[Any], step: Any) -> list[Any]:
+def onto(entry: PlanEntry, params: list[Any], weights: list[Any], updates: list[Any], step: Any) -> list[Any]:
     """``P(p + u) - p``, rounded such that adding it to `p` ends in the set; `u` itself where ``p + u`` is in the set.
 
     Args:
         entry: what holds for the parameters.
         params: the parameters of the entry.
+        weights: of their entries, for the nearest point in that metric; None where there are none.
         updates: theirs; one that was taken out of the tree is returned as it is.
         step: how many steps will have been made; None where that does not matter.
 
@@ -42,17 +43,18 @@ def onto(entry: PlanEntry, params: list[Any], updates: list[Any], step: Any) -> 
     updates = [jnp.asarray(u).astype(p.dtype) for p, u in zip(params, updates, strict=True)]
 
     def projected() -> list[Any]:
-        p, u = entry.gather(params), entry.gather(updates)
-        return entry.scatter(_onto(entry.constraint.at(step, p.dtype) if entry.counts else entry.constraint, p, u))
+        p, u, h = entry.gather(params), entry.gather(updates), entry.gather_metric(weights)
+        constraint = entry.constraint.at(step, p.dtype) if entry.counts else entry.constraint
+        return entry.scatter(_onto(constraint, p, u, h))
 
     return when_due(entry, step, projected, lambda: updates)
 
 
-def _onto(constraint: Constraint, p: jax.Array, u: jax.Array) -> jax.Array:
+def _onto(constraint: Constraint, p: jax.Array, u: jax.Array, h: jax.Array | None) -> jax.Array:
     if not p.size:
         return u
     z = p + u
-    move = constraint.move(z, xp)
+    move = constraint.move(z, xp, None if h is None else h.astype(xp.real(xp.upcast(z)).dtype))
     target = xp.stored(move.apply(z, xp))
     new = jnp.where(move.keep(z, xp), u, target - p)
     # In single and double precision, rounding `new` moves a norm by far less than its tolerance.

@@ -9,6 +9,8 @@ import keras
 
 from projgrad.plan import Plan
 from projgrad.rules import Rules
+from projgrad.tag import EUCLIDEAN
+from projgrad_backends.keras.metric import check_scaling, moments_before, weights_of
 from projgrad_backends.keras.parameters import path
 from projgrad_backends.keras.projection import Progress, Projection
 from projgrad_backends.keras.saving import load_rules, save_plan
@@ -27,16 +29,25 @@ class ProjectedOptimizer(keras.optimizers.Optimizer):
     changes the weights, also where gradients are accumulated. The optimizer can be compiled, used in a loop of one's
     own, saved with the model, and put into a `keras.optimizers.LossScaleOptimizer` or around one.
 
+    With ``metric="optimizer"``, the point after a step is the one that is nearest in the metric of the step: where the
+    optimizer turns a gradient g into g / h, entry by entry, the one that minimises ``sum(h * (y - x)**2)``. Only so do
+    Adam and its kin settle on the constrained minimum where a set couples entries. The h are read from the state of
+    Adam, AdamW, Nadam, Adamax, Lamb, RMSprop, Adagrad, Adadelta and Adafactor, each as its step computes them;
+    `register_metric` adds others. Under SGD, before the first step and at the end of `fit`, the metric is the Euclidean
+    one. Lion and Muon have none, and are refused.
+
     Args:
         optimizer: the optimizer to wrap, then available as `inner`.
         rules: which weights are constrained; None for those whose layers are tagged.
         model: the model to train, needed for rules by layer class and for ``axis="incoming"``.
+        metric: "euclidean" or "optimizer"; a `projgrad.Tag` may say another one for what it selects.
         name: the name of the optimizer.
 
     Raises:
         TypeError: `optimizer` is not a Keras optimizer, or the rules are not of the right form.
-        ValueError: it is wrapped already, or the rules do not fit the model. Where `model` is not given or not built
-            yet, that is found when the optimizer is built.
+        ValueError: it is wrapped already, the rules do not fit the model, or a metric is asked for that the set or the
+            optimizer does not have. Where `model` is not given or not built yet, that is found when the optimizer is
+            built.
 
     Example:
         >>> rules = {"*/kernel": pg.MaxNorm(3.0)}
@@ -45,11 +56,19 @@ class ProjectedOptimizer(keras.optimizers.Optimizer):
     """
 
     def __init__(
-        self, optimizer: Any, rules: Rules | None = None, *, model: Any = None, name: str | None = None
+        self,
+        optimizer: Any,
+        rules: Rules | None = None,
+        *,
+        model: Any = None,
+        metric: str = "euclidean",
+        name: str | None = None,
     ) -> None:
         _check(optimizer)
-        source = GivenRules(rules, model)
+        source = GivenRules(rules, model, metric)
         projection = source.resolve(()) if source.ready else None
+        if projection is not None:
+            check_scaling(projection.plan, optimizer)
         super().__init__(learning_rate=0.0, name=name)
         self.inner = optimizer
         self._source: GivenRules | LoadedPlan = source
@@ -78,8 +97,10 @@ class ProjectedOptimizer(keras.optimizers.Optimizer):
         variables = list(variables)
         projection = self._projection or self._source.resolve(variables)
         _check_trained(projection, variables)
+        check_scaling(projection.plan, self.inner)
         if not self.inner.built:
             self.inner.build(variables)
+            check_scaling(projection.plan, self.inner)
         super().build(variables)
         self._projection = projection
         projection.project_at_start(self._progress())
@@ -90,9 +111,10 @@ class ProjectedOptimizer(keras.optimizers.Optimizer):
             trainable_variables = list(trainable_variables)
             self.build(trainable_variables)
         projection = self._built("apply")
+        before = moments_before(projection.plan, self.inner)
         with projection.alone():
             self.inner.apply(grads, trainable_variables)
-        projection.project(self._progress())
+        projection.project(self._progress(), lambda variables: weights_of(self.inner, variables, before))
 
     def stateless_apply(
         self, optimizer_variables: Sequence[Any], grads: Sequence[Any], trainable_variables: Sequence[Any]
@@ -103,10 +125,17 @@ class ProjectedOptimizer(keras.optimizers.Optimizer):
             The new values of the trainable variables, and those of the optimizer's variables.
         """
         projection = self._built("stateless_apply")
+        with self._holding(optimizer_variables):
+            before = moments_before(projection.plan, self.inner)
         with projection.alone():
             trained, state = self.inner.stateless_apply(optimizer_variables, grads, trainable_variables)
+
+        def weights(variables: Sequence[Any]) -> list[Any]:
+            with self._holding(state):
+                return weights_of(self.inner, variables, before)
+
         values = {id(v): value for v, value in zip(self._trainable_variables, trained, strict=True)}
-        projection.project_values(values, self._progress(state))
+        projection.project_values(values, self._progress(state), weights)
         return list(values.values()), state
 
     def finalize_variable_values(self, var_list: Sequence[Any]) -> None:
@@ -177,10 +206,15 @@ class ProjectedOptimizer(keras.optimizers.Optimizer):
     def from_config(cls, config: dict[str, Any], custom_objects: dict[str, Any] | None = None) -> Self:
         """The optimizer of this configuration; its plan is bound to the variables it is built with."""
         inner = keras.saving.deserialize_keras_object(config["optimizer"], custom_objects=custom_objects)
-        optimizer = cls(inner, load_rules(config.get("rules") or {}), name=config.get("name"))
+        rules, metric = load_rules(config.get("rules") or {}), config.get("metric", EUCLIDEAN)
+        optimizer = cls(inner, rules, metric=metric, name=config.get("name"))
         if "plan" in config:
             optimizer._source = LoadedPlan(config["plan"])
         return optimizer
+
+    def _holding(self, state: Sequence[Any]) -> Any:
+        """A context in which the variables of the inner optimizer have these values."""
+        return keras.StatelessScope(state_mapping=list(zip(self.inner.variables, state, strict=True)))
 
     def _progress(self, state: Sequence[Any] | None = None) -> Progress:
         """How far the inner optimizer is, by its variables or by the values that stand for them."""

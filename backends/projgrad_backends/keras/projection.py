@@ -19,6 +19,9 @@ from projgrad_backends.keras.parameters import described
 __all__ = ["Progress", "Projection", "project_params", "violations"]
 
 
+_Weights = Callable[[Sequence[Any]], list[Any]]
+
+
 @dataclass(frozen=True)
 class Progress:
     """How far an optimizer is.
@@ -57,24 +60,30 @@ class Projection:
         """All constrained variables."""
         return [variable for entry in self.plan for variable in entry.handles]
 
-    def project(self, progress: Progress) -> None:
-        """Replace every variable for which that is due by the nearest point of its set."""
+    def project(self, progress: Progress, weights: _Weights) -> None:
+        """Replace every variable for which that is due by the nearest point of its set.
+
+        Args:
+            progress: how far the optimizer is.
+            weights: of the entries of some variables in the metric of the optimizer, for what is projected in it.
+        """
         with _without_gradients():
             for entry in self.plan:
-                _assign(entry, _projected(entry, entry.handles, progress))
+                _assign(entry, _projected(entry, entry.handles, progress, weights))
 
     def project_all(self, step: Any) -> None:
-        """Replace all variables, or, where a function fails, none of them; it needs more memory."""
+        """Replace all variables in the Euclidean metric, or, where a function fails, none; it needs more memory."""
         with _without_gradients():
             values = [entry.project(entry.handles, step) for entry in self.plan]
             for entry, found in zip(self.plan, values, strict=True):
                 _assign(entry, found)
 
-    def project_values(self, values: dict[int, Any], progress: Progress) -> None:
+    def project_values(self, values: dict[int, Any], progress: Progress, weights: _Weights) -> None:
         """`project` for the values that stand for the variables in a stateless step, by the id of the variable."""
         with _without_gradients():
             for entry in self.plan:
-                found = _projected(entry, [values[id(variable)] for variable in entry.handles], progress)
+                given = [values[id(variable)] for variable in entry.handles]
+                found = _projected(entry, given, progress, weights)
                 values.update((id(variable), value) for variable, value in zip(entry.handles, found, strict=True))
 
     def project_at_start(self, progress: Progress) -> None:
@@ -114,9 +123,13 @@ class Projection:
                 variable.constraint = entry.constraint
 
 
-def _projected(entry: PlanEntry, given: Sequence[Any], progress: Progress) -> list[Any]:
+def _projected(entry: PlanEntry, given: Sequence[Any], progress: Progress, weights: _Weights) -> list[Any]:
     due, values = progress.due(entry), [native(value)[0] for value in given]
-    do: Callable[[], list[Any]] = lambda: entry.project(given, progress.step if entry.counts else None)  # noqa: E731
+
+    def do() -> list[Any]:
+        h = weights(entry.handles) if entry.in_metric else None
+        return entry.project(given, progress.step if entry.counts else None, h)
+
     if isinstance(due, bool):
         return do() if due else values
     return keras.ops.cond(due, do, lambda: values)

@@ -94,7 +94,7 @@ def _save_tag(tag: Tag) -> dict[str, Any]:
         inside = {"keras": keras.saving.serialize_keras_object(function)}
     else:
         inside = constraint.to_dict()
-    return {"joint": isinstance(tag, Joint), "every": tag.every, "constraint": inside}
+    return {"joint": isinstance(tag, Joint), "every": tag.every, "metric": tag.metric, "constraint": inside}
 
 
 def _load_tag(saved: dict[str, Any]) -> Tag:
@@ -103,4 +103,4 @@ def _load_tag(saved: dict[str, Any]) -> Tag:
         constraint: Constraint = Function(keras.saving.deserialize_keras_object(inside["keras"]))
     else:
         constraint = from_dict(inside)
-    return (Joint if saved["joint"] else Tag)(constraint, saved["every"])
+    return (Joint if saved["joint"] else Tag)(constraint, saved["every"], saved.get("metric"))

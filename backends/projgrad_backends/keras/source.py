@@ -9,6 +9,7 @@ from typing import Any
 import keras
 
 from projgrad.rules import Rules, resolve
+from projgrad.tag import check_metric
 from projgrad_backends.keras.parameters import in_list, in_model, is_built
 from projgrad_backends.keras.projection import Projection
 from projgrad_backends.keras.saving import load_plan, save_rules
@@ -19,11 +20,12 @@ __all__ = ["GivenRules", "LoadedPlan"]
 class GivenRules:
     """Rules as the user gave them; holds the model only weakly, as a model holds its optimizer."""
 
-    def __init__(self, rules: Rules | None, model: Any) -> None:
+    def __init__(self, rules: Rules | None, model: Any, metric: str) -> None:
         if model is not None and not isinstance(model, keras.layers.Layer):
             raise TypeError(f"model is a Keras model or layer, not {type(model).__name__}")
         resolve(rules, (), unused=True)  # raises for what is no rule, before anything waits for the model
-        self._given = rules is not None
+        check_metric(metric, "ProjectedOptimizer")
+        self._given, self._metric = rules is not None, metric
         self._rules = dict(rules or {})
         classes = [selector.__name__ for selector in self._rules if isinstance(selector, type)]
         if classes and model is None:
@@ -36,7 +38,8 @@ class GivenRules:
         return model is not None and is_built(model)
 
     def resolve(self, variables: Sequence[Any]) -> Projection:
-        found = resolve(self._rules, in_list(variables) if self._model is None else in_model(self._alive()))
+        parameters = in_list(variables) if self._model is None else in_model(self._alive())
+        found = resolve(self._rules, parameters, metric=self._metric)
         if not self._given and not found:
             raise ValueError("nothing is tagged: give rules, or tag layers with constrain(layer, ...)")
         return Projection(found)
@@ -47,7 +50,7 @@ class GivenRules:
     def config(self) -> dict[str, Any]:
         if self._model is not None:
             raise ValueError("the model is not built, so the plan cannot be saved yet: build the model before")
-        return {"rules": save_rules(self._rules)}
+        return {"rules": save_rules(self._rules), "metric": self._metric}
 
     def _alive(self) -> Any:
         model = None if self._model is None else self._model()
