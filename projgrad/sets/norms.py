@@ -77,7 +77,8 @@ class MaxNorm(_Norm):
 class UnitNorm(_Norm):
     """The sphere ``{x : ||x||_2 = 1}``, for every group of entries along `axis`.
 
-    Not convex. Exact: the nearest point is ``x / ||x||``. Cost: O(n). In a metric: as for `MaxNorm`, where l may be negative.
+    Not convex. Exact: the nearest point is ``x / ||x||``. Cost: O(n). In a metric: as for
+    `MaxNorm`, where l may be negative.
 
     All points are nearest to a group of n zeros; ``1 / sqrt(n)`` in every entry is
     chosen. On the sphere, the derivative is that of ``x / ||x||``.
