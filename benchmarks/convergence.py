@@ -33,7 +33,7 @@ OPTIMIZERS: dict[str, tuple[Callable[..., Optimizer], float]] = {
     "Adamax": (torch.optim.Adamax, 4.0),
     "RMSprop": (torch.optim.RMSprop, 0.4),
     "RMSprop, centered": (lambda p, lr: torch.optim.RMSprop(p, lr=lr, centered=True), 0.4),
-    "Adagrad": (torch.optim.Adagrad, 40.0),
+    "Adagrad": (torch.optim.Adagrad, 20.0),
     "Adadelta": (torch.optim.Adadelta, 20.0),
     "Adafactor": (torch.optim.Adafactor, 1.0),
     "AdamW, decay 0.01": (lambda p, lr: torch.optim.AdamW(p, lr=lr, weight_decay=0.01), 1.0),

@@ -12,6 +12,9 @@ import projgrad as pg
 
 __all__ = ["Problem", "digits", "least_squares", "quadratics"]
 
+# for sets without bounds, in which the minimum is farther away and takes longer to get to
+WIDE: dict[str, Any] = {"scale": 0.3, "condition": 20.0, "slope": 0.15}
+
 
 @dataclass(frozen=True)
 class Problem:
@@ -51,12 +54,19 @@ class Problem:
         return min(best, float(self.value(x, np)))
 
 
-def _quadratic(name: str, constraint: pg.Constraint, shape: tuple[int, ...] = (20,), scale: float = 0.05) -> Problem:
+def _quadratic(
+    name: str,
+    constraint: pg.Constraint,
+    shape: tuple[int, ...] = (20,),
+    scale: float = 0.05,
+    condition: float = 1000.0,
+    slope: float = 0.03,
+) -> Problem:
     rng = np.random.default_rng(0)
     n = int(np.prod(shape))
     q = np.linalg.qr(rng.standard_normal((n, n)))[0]
-    a = (q * np.logspace(-3, 0, n)) @ q.T
-    b = 0.03 * rng.standard_normal(n)
+    a = (q * np.geomspace(1 / condition, 1, n)) @ q.T
+    b = slope * rng.standard_normal(n)
 
     def value(x: Any, xp: Any) -> Any:
         matrix, vector = (a, b) if xp is np else (_like(a, x, xp), _like(b, x, xp))
@@ -75,7 +85,7 @@ def _like(values: np.ndarray, x: Any, xp: Any) -> Any:
 
 
 def quadratics() -> list[Problem]:
-    """A quadratic of 20 variables with the condition number 1000, in every kind of set that couples entries."""
+    """A quadratic of 20 variables in every kind of set that couples entries; its condition number is 1000, or 20."""
     order = np.linspace(-1.0, 1.0, 20)
     rows = np.random.default_rng(1).standard_normal((3, 20))
     return [
@@ -85,16 +95,16 @@ def quadratics() -> list[Problem]:
         _quadratic("l1 ball", pg.L1Ball(1.0)),
         _quadratic("max-norm per row", pg.MaxNorm(0.5, axis=1), (4, 5)),
         _quadratic("capped simplex", pg.CappedSimplex(1.0, 0.0, 0.2)),
-        _quadratic("sum", pg.SumTo(1.0), scale=1.0),
-        _quadratic("halfspace", pg.Halfspace(order, -0.5), scale=1.0),
-        _quadratic("affine set", pg.Affine(rows, [1.0, 0.0, -0.5]), scale=1.0),
-        _quadratic("monotone", pg.Monotone(), scale=0.2),
-        _quadratic("unimodal", pg.Unimodal(peak=8), scale=0.2),
-        _quadratic("bounded variation", pg.TotalVariationBall(1.0)),
+        _quadratic("sum", pg.SumTo(1.0), **WIDE),
+        _quadratic("halfspace", pg.Halfspace(order, -0.5), **WIDE),
+        _quadratic("affine set", pg.Affine(rows, [1.0, 0.0, -0.5]), **WIDE),
+        _quadratic("monotone", pg.Monotone(), **WIDE),
+        _quadratic("unimodal", pg.Unimodal(peak=8), **WIDE),
+        _quadratic("bounded variation", pg.TotalVariationBall(1.0), **WIDE),
         _quadratic("group l1 ball", pg.GroupL1Ball(1.0), (5, 4)),
         _quadratic("l1,inf ball", pg.L1InfBall(1.0), (5, 4)),
-        _quadratic("second-order cone", pg.SecondOrderCone(), scale=1.0),
-        _quadratic("symmetric", pg.Symmetric(), (4, 4), scale=1.0),
+        _quadratic("second-order cone", pg.SecondOrderCone(), **WIDE),
+        _quadratic("symmetric", pg.Symmetric(), (4, 4), **WIDE),
         _quadratic("simplex and halfspace", pg.Simplex() & pg.Halfspace(order, -0.1)),
         _quadratic("ball and orthant", pg.MaxNorm(0.5, axis=-1) & pg.NonNeg()),
         _quadratic("box (no difference)", pg.Box(-0.1, 0.2)),
