@@ -15,6 +15,7 @@ from benchmarks.harness import Comparison, Result, environment, measure, overvie
 BENCHMARKS: dict[str, Callable[[bool], Iterable[Comparison]]] = {
     "max_norm": max_norm.comparisons,
     "metric": metric.comparisons,
+    "adam_step": metric.steps,
 }
 
 

@@ -29,15 +29,20 @@ SETS: list[tuple[str, pg.Constraint, float]] = [
 
 
 def comparisons(quick: bool = False) -> Iterator[Comparison]:
-    """Each set eager in PyTorch and compiled in JAX; then a whole step of Adam, in three ways."""
+    """Each set, eager in PyTorch and compiled in JAX."""
     torch.manual_seed(0)
     shape = (64, 32) if quick else (1000, 1000)
     moment = (torch.randn(shape) * 1e-2) ** 2
     for name, constraint, size in SETS:
         yield _eager(name, constraint, size * torch.randn(shape), moment)
         yield _compiled(name, constraint, size * torch.randn(shape), moment)
+
+
+def steps(quick: bool = False) -> Iterator[Comparison]:
+    """A whole step of Adam, in three ways."""
+    torch.manual_seed(0)
     for name, constraint, _ in (SETS[0], SETS[4]):
-        yield _step(name, constraint, torch.randn(shape))
+        yield _step(name, constraint, torch.randn((64, 32) if quick else (1000, 1000)))
 
 
 def _weights(moment: torch.Tensor) -> torch.Tensor:

@@ -261,10 +261,14 @@ class Constraint(ABC):
     def _weights(self, metric: Any, x: Array, xp: Namespace) -> Array:
         """The metric as an array of the shape of `x`, in the dtype of computation."""
         self.check_metric()
+        if isinstance(metric, str):
+            raise TypeError(f"metric={metric!r} is for the wrappers of optimizers; here it is an array of weights")
         like, shape = xp.upcast(x), tuple(x.shape)
         h, own = native(metric) if hasattr(metric, "dtype") else (metric, None)
         if own is not xp:
             h = xp.constant(FrozenArray(h), like)
+        if xp.is_complex(h):
+            raise ValueError("metric must be real")
         sides = zip(tuple(h.shape)[::-1], shape[::-1], strict=False)
         if len(h.shape) > len(shape) or any(n not in (1, m) for n, m in sides):
             raise ValueError(f"metric has the shape {tuple(h.shape)}, which does not broadcast to {shape}")

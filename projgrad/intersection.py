@@ -55,6 +55,10 @@ class Intersection(Constraint):
     - ``"alternating"``: by name only; one projection after the other, also for sets that are not convex. The result
       is a point of all sets, if it gets there, but not the nearest one.
 
+    In a metric: by the methods with bounds, with a root, or with a set that is the intersection; ``"admm"`` and others
+    are refused when tagging. For a sphere with bounds or signs, the point is known where the multiplier of the norm is
+    at least -min h; where it is not, and where no digits are left of a root, the Euclidean nearest point is taken.
+
     Where the root or the algorithm does not converge, as for sets that have no point in common, it is an error if the
     numbers can be looked at; otherwise, as in compiled code, `residual` tells.
 

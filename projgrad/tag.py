@@ -84,7 +84,7 @@ class Joint(Tag):
 
 def check_metric(metric: str | None, who: str) -> None:
     """Raise ValueError where this is not the name of a metric, or None."""
-    if metric not in (None, EUCLIDEAN, OPTIMIZER):
+    if metric is not None and not (isinstance(metric, str) and metric in (EUCLIDEAN, OPTIMIZER)):
         raise ValueError(f"{who}: metric={metric!r} is not known; it is {EUCLIDEAN!r} or {OPTIMIZER!r}")
 
 

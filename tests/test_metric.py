@@ -15,7 +15,6 @@ from tests.cases import Case, all_cases
 from tests.frameworks import FRAMEWORKS, IN_PLACE, JAX, KERAS, NUMPY, TENSORFLOW, TORCH, TORCH_GRAPH, Framework
 
 COUPLED = [case for case in all_cases() if case.constraint.in_metric and case.constraint.axis != ()]
-COUPLED = [case for case in COUPLED if getattr(case.constraint, "chosen", None) != "admm"]  # tested on its own
 cases = pytest.mark.parametrize("case", COUPLED, ids=lambda case: repr(case.constraint))
 SEEDS = st.integers(0, 2**32 - 1)
 OTHERS = [
@@ -212,6 +211,7 @@ def test_what_has_no_form_in_a_metric_says_so(constraint: Any) -> None:
 @pytest.mark.parametrize(
     ("metric", "message"),
     [
+        (np.ones(3) + 1j, "real"),
         (np.zeros(3), "positive and finite"),
         (np.asarray([1.0, np.nan, 1.0]), "positive and finite"),
         (-1.0, "positive and finite"),
@@ -248,3 +248,42 @@ def test_hard_cases_of_a_sphere() -> None:
     half = 0.5**0.5
     found = sphere.project(np.zeros(4), metric=np.asarray([1.0, 0.5, 0.5, 1.0]))
     np.testing.assert_allclose(found, [0, half, half, 0])
+
+
+@pytest.mark.parametrize("framework", [JAX, TENSORFLOW], indirect=True)
+def test_derivatives_of_intersections_in_a_metric(framework: Framework) -> None:
+    rng = np.random.default_rng(0)
+    x, h, w = 2 * rng.standard_normal(5), weights(0, (5,), 2.0), rng.standard_normal(5)
+    ball = pg.MaxNorm(1.0, axis=-1)
+    parts = [pg.NonNeg(), pg.L1Ball(1.5), pg.Box(-0.4, 0.5), pg.L2Ball(1.0, 0.5), pg.Halfspace([1, 2, 3, 4, 5], 0.1)]
+    for both in [ball & part for part in parts] + [pg.UnitNorm(axis=-1) & pg.NonNeg()]:
+        given = framework.make(h, "float64")
+        assert framework.gradient is not None
+        found = framework.read(
+            framework.gradient(
+                lambda v, both=both, given=given: both.project(v, metric=given),
+                framework.make(x, "float64"),
+                framework.make(w, "float64"),
+            )
+        )
+        moves = 1e-6 * np.eye(5)
+        ends = [[(both.project(x + s * e, metric=h) * w).sum() for s in (-1, 1)] for e in moves]
+        np.testing.assert_allclose(found, [(b - a) / 2e-6 for a, b in ends], rtol=1e-4, atol=1e-5)
+
+
+def test_no_digits_left_of_a_root() -> None:
+    rng = np.random.default_rng(1)
+    x = rng.normal(size=6).astype(np.float32)
+    both = pg.Monotone(axis=0) & pg.SumTo(1.0, axis=0)
+    for span in (2.0, 6.0, 12.0):
+        h = (10 ** rng.uniform(-span, span, 6)).astype(np.float32)
+        found = both.project(x, metric=h)
+        assert both.contains(found)
+        assert np.abs(found).max() < 100
+
+
+def test_the_word_is_for_wrappers() -> None:
+    with pytest.raises(TypeError, match="for the wrappers"):
+        pg.Simplex().project(np.ones(3), metric="optimizer")
+    with pytest.raises(ValueError, match="metric=.* is not known"):
+        pg.Tag(pg.Simplex(), metric=np.ones(6))  # type: ignore[arg-type]

@@ -210,8 +210,3 @@ def test_tensorflow_functions_may_leave_a_length_open() -> None:
         np.testing.assert_allclose(traced(x), constraint.project(x), rtol=1e-6)
     with pytest.raises(ValueError, match="axis 0 is not known"):
         tf.function(pg.MaxNorm(1.0, axis=0).project, input_signature=[tf.TensorSpec([None, 100])])(x)
-
-
-def test_the_metric_is_not_ignored() -> None:
-    with pytest.raises(NotImplementedError):
-        pg.MaxNorm(1.0, axis=0).solve(np.ones(2), None, metric=np.ones(2))  # type: ignore[arg-type]

@@ -187,8 +187,9 @@ def shell_and_box_in(
     goal = xp.where(long, 0.0 * norm + high, xp.where(short, 0.0 * norm + low, norm))
     unit = xp.where(goal > 0, goal, 1.0)
     # no entry of the point is larger than its norm
-    below, above = xp.maximum(lower / unit, -2.0 + 0.0 * v), xp.minimum(upper / unit, 2.0 + 0.0 * v)
-    below, above = xp.minimum(below, 2.0 + 0.0 * v), xp.maximum(above, -2.0 + 0.0 * v)
+    two = 2.0 * xp.ones_like(h)
+    below = xp.minimum(xp.maximum(lower / unit, -two), two)
+    above = xp.maximum(xp.minimum(upper / unit, two), -two)
     least = xp.min(xp.where(lower < upper, h, math.inf), axis=axes, keepdims=True)
     least = xp.where(least < math.inf, least, 1.0)
     more = xp.where(h > least, h - least, 0.0)

@@ -159,11 +159,16 @@ def _onto_ball_in(
     over = start > radius + 0.1 * tolerance(v.dtype, group_size(v.shape, axes), radius)
     active = over & (nearest < radius)
     found = bracketed_root(lambda t: away(t, fixed) - radius, xp.where(active, 1e-3 + zero, zero), 1e30, xp)
+    found = xp.where(over & ~active, 1e30 + zero, found)
+    y = at(found, fixed)
     if xp.may_differentiate(v):
+        # at a root that changes, as at a point that moves towards the center, so that the metric stays as it is
+        metric, outwards = h + found, (y - center) / (h + found)
+        start = center + h / metric * (fixed - center) + h / metric * (v - fixed)
         slope = _slope(lambda t: away(t, fixed), found, found, xp)
-        step = xp.where(active & (slope > 0), (away(found, v) - radius) / xp.where(slope > 0, slope, 1.0), 0.0)
-        found = found + (step - xp.stop_gradient(step))
-    y = at(xp.where(over & ~active, 1e30 + zero, found), v)
+        step = norm_of(point(part, start, xp, metric) - center, xp, axes) - radius
+        step = xp.where(active & (slope > 0), step / xp.where(slope > 0, slope, 1.0), 0.0)
+        y = point(part, start - (step - xp.stop_gradient(step)) * outwards, xp, metric)
     beyond = norm_of(xp.stop_gradient(y) - center, xp, axes) - radius
     return y, xp.where(beyond > 0, beyond, 0.0)
 

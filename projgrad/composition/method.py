@@ -13,7 +13,7 @@ from projgrad.constraint import Constraint
 from projgrad.namespace import Array, Namespace
 from projgrad.precision import tolerance
 
-__all__ = ["Axes", "Found", "Method", "Sets", "Shape", "accuracy_of", "judged"]
+__all__ = ["Axes", "Found", "Method", "Sets", "Shape", "accuracy_of", "judged", "or_else"]
 
 NESTED = 2  # roots within a root, each of which takes some 20 evaluations of what is within
 
@@ -67,6 +67,17 @@ def accuracy_of(parts: Sequence[Constraint]) -> float:
 def judged(y: Array, error: Array, xp: Namespace, axes: Axes) -> Found:
     norm = norm_of(xp.stop_gradient(y), xp, axes)
     return Found(y, error, error > 100 * tolerance(y.dtype, group_size(y.shape, axes), norm + error) + 1e-30)
+
+
+def or_else(found: Found, euclidean: Found, v: Array, xp: Namespace, axes: Axes) -> Found:
+    """The point in a metric where it is known, and the Euclidean one in the other groups.
+
+    No digits are left of it, either, where it is far beyond both `v` and that one.
+    """
+    sizes = [norm_of(xp.stop_gradient(x), xp, axes) for x in (v, euclidean.y)]
+    allowed = 100 * tolerance(v.dtype, group_size(v.shape, axes), sizes[0] + sizes[1])
+    lost = found.failed | ~(found.error <= allowed)
+    return Found(*(xp.where(lost, b, a) for a, b in zip(found, euclidean, strict=True)))
 
 
 @dataclass(frozen=True)

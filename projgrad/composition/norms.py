@@ -16,7 +16,7 @@ from projgrad.composition.closed_forms import (
     shell_and_box_in,
 )
 from projgrad.composition.dual_root import norm_of
-from projgrad.composition.method import Axes, Found, Method, Sets, Shape, accuracy_of, judged
+from projgrad.composition.method import Axes, Found, Method, Sets, Shape, accuracy_of, judged, or_else
 from projgrad.composition.parts import (
     ball_of,
     bounds_of,
@@ -76,7 +76,7 @@ def orthant_and_sphere(sets: Sets) -> Method | None:
         return in_shell(y, norm, xp, axes)
 
     def weighted(v: Array, h: Array, xp: Namespace, axes: Axes) -> Found:
-        return or_else(in_both(v, h, norm, orthant, xp, axes), nearest(v, xp, axes), xp)
+        return or_else(in_both(v, h, norm, orthant, xp, axes), nearest(v, xp, axes), v, xp, axes)
 
     return Method("orthant and sphere", nearest, weighted=weighted)
 
@@ -100,23 +100,19 @@ def sphere_and_box(sets: Sets) -> Method | None:
         check_norms(norm, box, shape, tagging)
 
     def weighted(v: Array, h: Array, xp: Namespace, axes: Axes) -> Found:
-        return or_else(in_both(v, h, norm, box, xp, axes), nearest(v, xp, axes), xp)
+        return or_else(in_both(v, h, norm, box, xp, axes), nearest(v, xp, axes), v, xp, axes)
 
     return Method("ball and box" if centred_ball(norm) else "sphere and box", nearest, weighted=weighted, check=check)
 
 
-def or_else(found: Found, euclidean: Found, xp: Namespace) -> Found:
-    """The point in a metric where it is known, and the Euclidean one in the other groups."""
-    return Found(*(xp.where(found.failed, b, a) for a, b in zip(found, euclidean, strict=True)))
-
-
-def in_both(v: Array, h: Array, norm: Constraint, box: Constraint, xp: Namespace, axes: Axes) -> Found:
+def in_both(v: Array, h: Array, shell: Constraint, box: Constraint, xp: Namespace, axes: Axes) -> Found:
     """The point in a shell and a box nearest in the metric h."""
     bounds = bounds_of(box)
     assert bounds is not None
     lower, upper = (native_group(bound, v, xp) for bound in bounds)
-    y, error = shell_and_box_in(v, h, lower, upper, *bounds_of_norm(norm), xp, axes)
-    return Found(y, error, error > tolerance(y.dtype, group_size(y.shape, axes), norm_of(y, xp, axes)))
+    y, error = shell_and_box_in(v, h, lower, upper, *bounds_of_norm(shell), xp, axes)
+    norm = norm_of(xp.stop_gradient(y), xp, axes)
+    return Found(y, error, error > tolerance(y.dtype, group_size(y.shape, axes), norm))
 
 
 def bounds_of_norm(norm: Constraint) -> tuple[Any, Any]:

@@ -9,7 +9,7 @@ from projgrad.axes import group_size
 from projgrad.composition.alone import linear_conditions, monotone_and_box, one_set, sum_and_box
 from projgrad.composition.dual_root import onto_ball, onto_plane, point
 from projgrad.composition.merge import merged
-from projgrad.composition.method import NESTED, Axes, Found, Method, Sets, Shape, accuracy_of, judged
+from projgrad.composition.method import NESTED, Axes, Found, Method, Sets, Shape, accuracy_of, judged, or_else
 from projgrad.composition.norms import affine_and_norm, centred_ball, cone_then_ball, orthant_and_sphere, sphere_and_box
 from projgrad.composition.parts import (
     ball_of,
@@ -72,7 +72,7 @@ def one_condition(sets: Sets) -> Method | None:
 def _by_root(part: Constraint, last: Constraint) -> Method:
     plane, ball = plane_of(last), ball_of(last)
 
-    def weighted(v: Array, h: Array | None, xp: Namespace, axes: Axes) -> Found:
+    def by_root(v: Array, h: Array | None, xp: Namespace, axes: Axes) -> Found:
         if plane is not None:
             y, error = onto_plane(v, part, *plane.native(v, xp, axes), xp, axes, h)
         else:
@@ -82,7 +82,10 @@ def _by_root(part: Constraint, last: Constraint) -> Method:
         return judged(y, error, xp, axes)
 
     def nearest(v: Array, xp: Namespace, axes: Axes) -> Found:
-        return weighted(v, None, xp, axes)
+        return by_root(v, None, xp, axes)
+
+    def weighted(v: Array, h: Array, xp: Namespace, axes: Axes) -> Found:
+        return or_else(by_root(v, h, xp, axes), nearest(v, xp, axes), v, xp, axes)
 
     def check(shape: Shape, tagging: bool) -> None:
         if isinstance(part, Simplex) and ball is not None and centred_ball(last) and known(part.total, ball.radius):
@@ -99,13 +102,10 @@ def by_splitting(sets: Sets) -> Method | None:
     if not all(part.convex for part in sets.parts):
         return None
 
-    def weighted(v: Array, h: Array | None, xp: Namespace, axes: Axes) -> Found:
-        return Found(*split(v, sorted(sets.parts, key=entrywise), xp, axes, h))  # bounds hold exactly
-
     def nearest(v: Array, xp: Namespace, axes: Axes) -> Found:
-        return weighted(v, None, xp, axes)
+        return Found(*split(v, sorted(sets.parts, key=entrywise), xp, axes))  # bounds hold exactly
 
-    return Method("admm", nearest, weighted=weighted, accuracy=4 * accuracy_of(sets.parts), roots=math.inf)
+    return Method("admm", nearest, accuracy=4 * accuracy_of(sets.parts), roots=math.inf)
 
 
 def by_turns(sets: Sets) -> Method | None:

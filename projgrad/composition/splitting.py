@@ -20,7 +20,6 @@ from projgrad.precision import tolerance
 __all__ = ["alternating", "split"]
 
 MOST = 10_000  # rounds, with a projection onto every set
-_MOST_WEIGHTED = 1_000  # in a metric, after which the point is in the sets, but may not be the nearest
 _TURNS = 20_000
 _ROUNDS = 30  # that the derivative is taken of
 _RELAXED = 1.6  # how far a step goes, where 1 is as far as it says
@@ -30,22 +29,17 @@ _TURN = 500  # rounds in which it does so in one of two ways
 Axes = tuple[int, ...]
 
 
-def split(
-    v: Array, parts: Sequence[Constraint], xp: Namespace, axes: Axes, h: Array | None = None
-) -> tuple[Array, Array, Array]:
+def split(v: Array, parts: Sequence[Constraint], xp: Namespace, axes: Axes) -> tuple[Array, Array, Array]:
     """The point of all `parts` nearest to `v`, a bound of its distance from that, and whether that is too large.
 
-    Once more from the point that is found, where the digits that `v` has beyond it are not lost. The weights h are
-    those of a metric, None for equal ones.
+    Once more from the point that is found, where the digits that `v` has beyond it are not lost.
     """
-    y, error, failed = _split(v, parts, xp, axes, h)
-    again, more, still = _split(xp.stop_gradient(y), parts, xp, axes, None)
-    return xp.graft(again, y), error + more, (failed | still) if h is None else still
+    y, error, failed = _split(v, parts, xp, axes)
+    again, more, still = _split(xp.stop_gradient(y), parts, xp, axes)
+    return xp.graft(again, y), error + more, failed | still
 
 
-def _split(
-    v: Array, parts: Sequence[Constraint], xp: Namespace, axes: Axes, h: Array | None
-) -> tuple[Array, Array, Array]:
+def _split(v: Array, parts: Sequence[Constraint], xp: Namespace, axes: Axes) -> tuple[Array, Array, Array]:
     """The same, as far as the digits of `v` tell.
 
     Each set has a copy z of the point, and a multiplier p; a penalty draws the copies together, which is changed now
@@ -59,25 +53,18 @@ def _split(
     close = _largest([norm_of(z, xp, axes) for z in copies], xp)
     wide = norm_of(fixed, xp, axes)
     large = xp.maximum(wide, close)  # what multipliers are measured by
-    if h is not None:
-        large = _largest([norm_of(h * z, xp, axes) for z in (fixed, *copies)], xp)
     large = xp.where(large > 0, large, 1.0)
-
-    # in the metric itself, where all sets can be projected onto in it, for which that changes nothing; else as it is
-    weights = h if all(part.in_metric for part in parts) else None
-    own, weight = (1.0 if h is None else h), (1.0 if weights is None else weights)
 
     def turn(v: Array, penalty: Array, pairs: Sequence[Array]) -> tuple[Array, list[Array], list[Array]]:
         copies, multipliers = pairs[:count], pairs[count:]
-        total = own + count * penalty * weight
-        x = own / total * v
+        x = v / (1.0 + count * penalty)
         for z, p in zip(copies, multipliers, strict=True):
-            x = x + (penalty * weight * z - p) / total
+            x = x + (penalty * z - p) / (1.0 + count * penalty)
         new, pushes = [], []
         for part, z, p in zip(parts, copies, multipliers, strict=True):
-            w = _RELAXED * x + (1 - _RELAXED) * z + p / (penalty * weight)
-            new.append(point(part, w, xp, weights))
-            pushes.append(penalty * weight * (w - new[-1]))
+            w = _RELAXED * x + (1 - _RELAXED) * z + p / penalty
+            new.append(point(part, w, xp))
+            pushes.append(penalty * (w - new[-1]))
         return x, new, pushes
 
     def step(moving: Array, error: Array, penalty: Array, rounds: Array, *pairs: Array) -> tuple[Array, ...]:
@@ -86,18 +73,18 @@ def _split(
         far = _largest([norm_of(z - y, xp, axes) for z in copies], xp)
         near = _largest([norm_of(z, xp, axes) for z in copies], xp) + relative * wide
         near = xp.where(near > 0, near, 1.0)
-        gap, rest = 0.0 * large, own * (fixed - y)
+        gap, rest = 0.0 * large, fixed - y
         for z, p in zip(copies, multipliers, strict=True):
             gap = gap + xp.accurate_sum((p / large) * ((z - y) / near), axes)
             rest = rest - p
         left = norm_of(rest, xp, axes)
-        gap = xp.where(gap > 0, gap, 0.0) + norm_of(own * (fixed - y), xp, axes) / large * (far / near)
+        gap = xp.where(gap > 0, gap, 0.0) + norm_of(fixed - y, xp, axes) / large * (far / near)
         most = xp.sqrt(relative * large) * xp.sqrt(near) + relative * large
         done = (gap <= relative) & (far <= 0.5 * relative * near) & (left <= most)
         # how far the copies still have to go, and the multipliers: relative to their sizes, and by turns as they are
         relatively = xp.floor(rounds / (2 * _TURN)) * 2 * _TURN + _TURN > rounds
         apart = _largest([norm_of(x - z, xp, axes) for z in copies], xp) * xp.where(relatively, large / near, 1.0)
-        moved = [norm_of(weight * (z - old), xp, axes) for z, old in zip(copies, pairs[:count], strict=True)]
+        moved = [norm_of(z - old, xp, axes) for z, old in zip(copies, pairs[:count], strict=True)]
         moved = penalty * _largest(moved, xp)
         ratio = xp.sqrt(apart) / xp.where(moved > 0, xp.sqrt(moved), 1.0)
         ratio = xp.where(moved > 0, xp.where(ratio > 5, 5.0, xp.where(ratio < 0.2, 0.2, ratio)), 1.0)
@@ -114,7 +101,7 @@ def _split(
 
     penalty = xp.ones_like(large)
     start = (large > 0, 0.0 * large, penalty, 0.0 * large + 1.0, *copies, *(0.0 * z for z in copies))
-    moving, error, penalty, _, *pairs = xp.iterate(step, start, MOST if h is None else _MOST_WEIGHTED)
+    moving, error, penalty, _, *pairs = xp.iterate(step, start, MOST)
     y = pairs[count - 1]
     if xp.may_differentiate(v):
         found = list(pairs)

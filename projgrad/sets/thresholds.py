@@ -64,8 +64,10 @@ def within_bounds(v: Array, total: Any, lower: Array, upper: Array, xp: Namespac
     large = total * (2.0**30 + 1)
     first = large - (large - total) if isinstance(total, float) else total
     total = tuple(xp.zeros_like(v[..., :1]) + part for part in (first, total - first))
+    most = 1e-3 * xp.largest(v.dtype)
     for _ in range(2):  # the second time from v - t w, where the digits that v has beyond it are not lost
         v = v - scaled(_threshold(xp.stop_gradient(v), total, lower, upper, xp, w), w, xp)
+        v = v if w is None else xp.where(v > most, most, xp.where(v < -most, -most, v))  # `t w` may be infinite
     fixed = xp.stop_gradient(v)
     free = (fixed > lower) & (fixed < upper)
     bound = xp.where(fixed > lower, upper, lower)

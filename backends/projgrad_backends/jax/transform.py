@@ -12,7 +12,7 @@ import optax
 from projgrad.rules import Rules
 from projgrad_backends.jax.metric import weights_of
 from projgrad_backends.jax.params import project_params
-from projgrad_backends.jax.tags import Tags
+from projgrad_backends.jax.tags import Tagged, Tags
 from projgrad_backends.jax.update import onto
 
 __all__ = ["ProjectState", "apply_updates", "project", "projected"]
@@ -88,7 +88,9 @@ def projected(
     `scale_by_adadelta` and `scale_by_factored_rms` (adafactor). Their eps and decay rates, which no state holds, are
     read from their update functions. `register_metric` adds others. Where nothing scales, as in SGD and under a mask,
     and before the first step, the metric is the Euclidean one. Where only signs count (lion, sign_sgd, rprop) there is
-    none, and that is an error.
+    none, and that is an error. A transformation without a state is taken to scale nothing. Factors that all entries of
+    a parameter share are left out, so that a `projgrad.Joint` set over parameters of different learning rates, or with
+    lamb's trust ratios, ends elsewhere.
 
     Args:
         inner: any optax transformation.
@@ -142,12 +144,8 @@ class _Projection:
         """The state; with `euclidean`, an error where another metric is asked for."""
         leaves, tagged = self.tags.of(params)
         tagged.check(leaves)
-        asking = [entry.name for entry in tagged.plan if entry.in_metric]
-        if euclidean and asking:
-            raise ValueError(
-                f"{', '.join(asking)}: project() in a chain does not see the state of the optimizer, which "
-                'metric="optimizer" needs: use projgrad.optax.projected(optimizer, rules)'
-            )
+        if euclidean:
+            _refuse_metric(tagged, "project() in a chain")
         return ProjectState(jnp.zeros((), jnp.int32)) if tagged.plan.counts else optax.EmptyState()
 
     def update(self, updates: Any, state: Any, params: Any, weights: Any) -> tuple[Any, Any]:
@@ -190,8 +188,18 @@ def apply_updates(
     Raises:
         TypeError, ValueError: as in `project`.
     """
+    _refuse_metric(Tags(rules, tree, model).of(params)[1], "apply_updates()")
     added = jax.tree.map(_add, params, updates, is_leaf=lambda leaf: leaf is None)
     return project_params(added, rules, tree=tree, model=model, step=step)
+
+
+def _refuse_metric(tagged: Tagged, who: str) -> None:
+    asking = [entry.name for entry in tagged.plan if entry.in_metric]
+    if asking:
+        raise ValueError(
+            f'{", ".join(asking)}: {who} does not see the state of the optimizer, which metric="optimizer" needs: '
+            "use projgrad.optax.projected(optimizer, rules)"
+        )
 
 
 def _add(p: Any, u: Any) -> Any:
