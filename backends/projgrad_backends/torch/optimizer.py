@@ -42,8 +42,9 @@ class ProjectedOptimizer(Optimizer):
     whose steps are projected in the Euclidean norm, does not settle on the minimum in a set that couples entries, such
     as a ball or a simplex. With ``metric="optimizer"`` it does, as the point y then minimises ``sum(h * (y - x)**2)``,
     with the h of the step just made, read from the state. Nothing changes in sets of single entries, such as boxes; for
-    SGD and ASGD (a `Joint` set over groups of different rates ends elsewhere); and for parameters that no step has been made for. Known are the optimizers of `torch.optim`, apart
-    from LBFGS, Muon and Rprop, which have no such h; for others, see `register_metric`.
+    SGD and ASGD (where a `Joint` set over groups of different rates ends elsewhere); and for parameters that no step
+    has been made for. Known are the optimizers of `torch.optim`, apart from LBFGS, Muon and Rprop, which have no such
+    h; for others, see `register_metric`.
 
     Raises:
         TypeError: `optimizer` is not a torch optimizer, or a selected parameter is not floating-point.
