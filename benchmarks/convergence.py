@@ -79,7 +79,7 @@ def draw(results: dict[str, dict[str, dict[str, list[float]]]], marks: Sequence[
         squeeze=False,
     )
     names = list(dict.fromkeys(name for found in results.values() for name in found))
-    colours = dict(zip(names, plt.get_cmap("tab20").colors, strict=False))  # type: ignore[attr-defined]
+    colours = dict(zip(names, plt.get_cmap("tab10").colors, strict=False))  # type: ignore[attr-defined]
     for ax, (problem, found) in zip(axes.flat, results.items(), strict=False):
         for name, gaps in found.items():
             for metric, style in zip(METRICS, ("--", "-"), strict=True):
@@ -90,7 +90,7 @@ def draw(results: dict[str, dict[str, dict[str, list[float]]]], marks: Sequence[
     for ax in axes.flat[len(results) :]:
         ax.set_axis_off()
     handles, labels = axes.flat[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=5, fontsize=7, frameon=False)
+    figure.legend(handles, labels, loc="outside upper center", ncols=7, fontsize=7, frameon=False)
     figure.supxlabel("steps", fontsize=9)
     figure.supylabel("relative gap: dashed in Euclid's norm, solid in the optimizer's metric", fontsize=9)
     figure.savefig(path, dpi=100)

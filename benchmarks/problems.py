@@ -96,7 +96,7 @@ def quadratics() -> list[Problem]:
         _quadratic("max-norm per row", pg.MaxNorm(0.5, axis=1), (4, 5)),
         _quadratic("capped simplex", pg.CappedSimplex(1.0, 0.0, 0.2)),
         _quadratic("sum", pg.SumTo(1.0), **WIDE),
-        _quadratic("halfspace", pg.Halfspace(order, -0.5), **WIDE),
+        _quadratic("halfspace", pg.Halfspace(order, -2.0), **WIDE),
         _quadratic("affine set", pg.Affine(rows, [1.0, 0.0, -0.5]), **WIDE),
         _quadratic("monotone", pg.Monotone(), **WIDE),
         _quadratic("unimodal", pg.Unimodal(peak=8), **WIDE),
@@ -112,12 +112,12 @@ def quadratics() -> list[Problem]:
 
 
 def least_squares() -> Problem:
-    """Non-negative least squares with a sum constraint: the weights of a mixture of 30 spectra."""
+    """Non-negative least squares with a sum constraint: the weights of a mixture of 12 spectra."""
     rng = np.random.default_rng(2)
-    centers, widths = rng.uniform(0, 1, 30), rng.uniform(0.02, 0.1, 30)
+    centers, widths = np.linspace(0, 1, 12), rng.uniform(0.03, 0.06, 12)
     t = np.linspace(0, 1, 100)[:, None]
     spectra = np.exp(-0.5 * ((t - centers) / widths) ** 2)
-    truth = pg.Simplex(3.0).project(rng.standard_normal(30))
+    truth = pg.Simplex(3.0).project(rng.standard_normal(12))
     seen = spectra @ truth + 0.05 * rng.standard_normal(100)
 
     def value(x: Any, xp: Any) -> Any:
@@ -130,7 +130,7 @@ def least_squares() -> Problem:
 
     curvature = float(np.linalg.norm(spectra, 2) ** 2)
     simplex = pg.Simplex(3.0)
-    start = simplex.project(np.full(30, 0.1))
+    start = simplex.project(np.full(12, 0.1))
     return Problem("mixture of spectra, simplex", simplex, start, value, gradient, curvature, 0.05)
 
 
@@ -140,7 +140,7 @@ def digits() -> list[Problem]:
 
     data = load_digits()
     x, y = data.data[:600] / 16.0, np.eye(10)[data.target[:600]]
-    ridge = 1e-3
+    ridge = 1e-2
 
     def value(w: Any, xp: Any) -> Any:
         inputs, targets = (x, y) if xp is np else (_like(x, w, xp), _like(y, w, xp))
