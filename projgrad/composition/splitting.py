@@ -80,7 +80,9 @@ def _split(v: Array, parts: Sequence[Constraint], xp: Namespace, axes: Axes) -> 
         left = norm_of(rest, xp, axes)
         gap = xp.where(gap > 0, gap, 0.0) + norm_of(fixed - y, xp, axes) / large * (far / near)
         most = xp.sqrt(relative * large) * xp.sqrt(near) + relative * large
-        done = (gap <= relative) & (far <= 0.5 * relative * near) & (left <= most)
+        # a copy has the digits of what it is projected from; the second time, that is no farther away
+        digits = relative * (1.0 + _largest([norm_of(p, xp, axes) for p in multipliers], xp) / penalty / near)
+        done = (gap <= digits) & (far <= 0.5 * digits * near) & (left <= most)
         # how far the copies still have to go, and the multipliers: relative to their sizes, and by turns as they are
         relatively = xp.floor(rounds / (2 * _TURN)) * 2 * _TURN + _TURN > rounds
         apart = _largest([norm_of(x - z, xp, axes) for z in copies], xp) * xp.where(relatively, large / near, 1.0)
