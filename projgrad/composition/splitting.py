@@ -80,14 +80,17 @@ def _split(v: Array, parts: Sequence[Constraint], xp: Namespace, axes: Axes) -> 
         left = norm_of(rest, xp, axes)
         gap = xp.where(gap > 0, gap, 0.0) + norm_of(fixed - y, xp, axes) / large * (far / near)
         most = xp.sqrt(relative * large) * xp.sqrt(near) + relative * large
-        # a copy has the digits of what it is projected from; the second time, that is no farther away
+        done = (gap <= relative) & (far <= 0.5 * relative * near) & (left <= most)
+        # a copy has the digits of what it is projected from: where it rests, there are no more; the second time, it is
+        # projected from no farther away
+        moves = _largest([norm_of(z - old, xp, axes) for z, old in zip(copies, pairs[:count], strict=True)], xp)
         digits = relative * (1.0 + _largest([norm_of(p, xp, axes) for p in multipliers], xp) / penalty / near)
-        done = (gap <= digits) & (far <= 0.5 * digits * near) & (left <= most)
+        rests = moves <= relative * near
+        done = done | (rests & (gap <= digits) & (far <= 0.5 * digits * near) & (left <= most))
         # how far the copies still have to go, and the multipliers: relative to their sizes, and by turns as they are
         relatively = xp.floor(rounds / (2 * _TURN)) * 2 * _TURN + _TURN > rounds
         apart = _largest([norm_of(x - z, xp, axes) for z in copies], xp) * xp.where(relatively, large / near, 1.0)
-        moved = [norm_of(z - old, xp, axes) for z, old in zip(copies, pairs[:count], strict=True)]
-        moved = penalty * _largest(moved, xp)
+        moved = penalty * moves
         ratio = xp.sqrt(apart) / xp.where(moved > 0, xp.sqrt(moved), 1.0)
         ratio = xp.where(moved > 0, xp.where(ratio > 5, 5.0, xp.where(ratio < 0.2, 0.2, ratio)), 1.0)
         due = rounds == xp.floor(rounds / _PATIENCE) * _PATIENCE
