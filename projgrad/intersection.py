@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import reduce
 from typing import Any, Self
 
 import numpy as np
@@ -220,13 +221,9 @@ class Intersection(Constraint):
         return Replace(y, axes, method.accuracy, self._holds(x, xp, method, axes), off)
 
     def _off(self, x: Array, xp: Namespace, axes: tuple[int, ...]) -> Array:
-        """The largest distance of every group from one of the sets, for what is close to all of them."""
+        """The largest distance of every group from one of the sets."""
         v = xp.stop_gradient(x)
-        far = [norm_of(v - xp.upcast(point(part, v, xp)), xp, axes) for part in self.sets]
-        found = far[0]
-        for distance in far[1:]:
-            found = xp.maximum(found, distance)
-        return found
+        return reduce(xp.maximum, (norm_of(v - xp.upcast(point(part, v, xp)), xp, axes) for part in self.sets))
 
     def _found(
         self, x: Array, xp: Namespace, method: Method, axes: tuple[int, ...], metric: Array | None = None
@@ -273,9 +270,8 @@ class Intersection(Constraint):
             y, error = xp.upcast(self.solve(x, xp).apply(x, xp)), None
         else:
             y, error, _ = self._found(x, xp, method, axes)
-        for part in self.sets:
-            far = norm_of(y - point(part, y, xp), xp, axes)
-            error = far if error is None else xp.maximum(error, far)
+        far = self._off(y, xp, axes)
+        error = far if error is None else xp.maximum(error, far)
         return xp.squeeze(error, axis=axes)
 
     @property

@@ -12,7 +12,10 @@ import pytest
 
 keras = pytest.importorskip("keras")
 
-FILES = ("keras_optimizer", "keras_rules", "keras_layers", "keras_saving", "keras_metric", "tags_keras")
+FILES = (
+    *("keras_optimizer", "keras_rules", "keras_layers", "keras_saving", "tags_keras"),
+    *("keras_metric", "keras_metric_use"),
+)
 SAME = (
     "incoming",
     "feed_one_unit",

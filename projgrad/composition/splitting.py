@@ -10,6 +10,7 @@ p_i differ.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import reduce
 
 from projgrad.axes import group_size
 from projgrad.composition.dual_root import norm_of, point
@@ -142,7 +143,4 @@ def alternating(v: Array, parts: Sequence[Constraint], xp: Namespace, axes: Axes
 
 
 def _largest(values: Sequence[Array], xp: Namespace) -> Array:
-    found = values[0]
-    for value in values[1:]:
-        found = xp.maximum(found, value)
-    return found
+    return reduce(xp.maximum, values)

@@ -9,7 +9,7 @@ from projgrad.precision import precision
 
 __all__ = ["onto_shell"]
 
-_MOST = 60  # Newton steps; 9 were the most in groups of up to a million entries
+_MOST = 60  # Newton steps; 23 were the most, with weights that span 24 orders of magnitude
 
 
 def onto_shell(v: Array, h: Array, low: Any, high: Any, xp: Namespace) -> Array:

@@ -12,15 +12,15 @@ import dataclasses
 import functools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from types import FunctionType, MethodType
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 
 from projgrad.plan import PlanEntry
 from projgrad_backends.jax.parameters import is_skipped
+from projgrad_backends.jax.scalings import FORMULAS, MAKERS, Numbers, wide
 from projgrad_backends.jax.tags import Tagged
 
 __all__ = ["register_metric", "weights_of"]
@@ -82,106 +82,11 @@ def weights_of(
             if i in wanted:
                 if h is _UNKNOWN:
                     raise ValueError(_refusal(state.name, _entry_of(i, tagged)))
-                h = jax.lax.stop_gradient(jnp.broadcast_to(jnp.real(_wide(h)), leaves[i].shape))
+                h = jax.lax.stop_gradient(jnp.broadcast_to(jnp.real(wide(h)), leaves[i].shape))
                 weights[i] = h if weights[i] is None else weights[i] * h
     return weights
 
 
-# -- formulas -----------------------------------------------------------------------------------------------------
-
-# Of the numbers k, the count t of updates made, the moments of one parameter after and, where that matters, before the
-# update, and its shape. What multiplies a whole parameter, as a learning rate does, does not matter.
-
-_Numbers = Mapping[str, Any]
-
-
-def _adam(k: _Numbers, t: Any, nu: Any) -> Any:
-    return jnp.sqrt(_hat(nu, k["b2"], t) + k.get("eps_root", 0.0)) + k["eps"]
-
-
-def _radam(k: _Numbers, t: Any, nu: Any) -> Any:
-    t, b2 = jnp.maximum(t, 1), k["b2"]
-    most = 2.0 / (1.0 - b2) - 1.0
-    length = most - 2.0 * t * b2**t / (1.0 - b2**t)
-    return jnp.where(length >= k["threshold"], _adam(k, t, nu), 1.0)  # the first steps are not scaled
-
-
-def _belief(k: _Numbers, t: Any, nu: Any) -> Any:
-    return jnp.sqrt(_hat(nu, k["b2"], t)) + k["eps"]  # nu has eps_root in it
-
-
-def _adan(k: _Numbers, t: Any, n: Any) -> Any:
-    return jnp.sqrt(_hat(n, k["b3"], t) + k["eps_root"]) + k["eps"]
-
-
-def _amsgrad(k: _Numbers, t: Any, nu_max: Any) -> Any:
-    return jnp.sqrt(nu_max + k["eps_root"]) + k["eps"]
-
-
-def _adamax(k: _Numbers, t: Any, nu: Any) -> Any:
-    return nu  # which has eps in it
-
-
-def _rss(k: _Numbers, t: Any, total: Any) -> Any:
-    return jnp.sqrt(total + k["eps"])
-
-
-def _rms(k: _Numbers, t: Any, nu: Any) -> Any:
-    if t is not None:
-        nu = _hat(nu, k["decay"], t)
-    return jnp.sqrt(nu + k["eps"]) if k.get("eps_in_sqrt", True) else jnp.sqrt(nu) + k["eps"]
-
-
-def _stddev(k: _Numbers, t: Any, mu: Any, nu: Any) -> Any:
-    if t is not None:
-        mu, nu = _hat(mu, k["decay"], t), _hat(nu, k["decay"], t)
-    variance = nu - jnp.abs(mu) ** 2
-    if k.get("eps_in_sqrt", True):
-        return jnp.sqrt(jnp.maximum(variance + k["eps"], 0.0))
-    return jnp.sqrt(jnp.maximum(variance, 0.0)) + k["eps"]
-
-
-def _adadelta(k: _Numbers, t: Any, e_g: Any, was: Any) -> Any:
-    return jnp.sqrt(e_g + k["eps"]) / jnp.sqrt(was + k["eps"])
-
-
-def _factored(k: _Numbers, t: Any, row: Any, column: Any, v: Any, shape: tuple[int, ...]) -> Any:
-    order = np.argsort(shape)
-    if not k["factored"] or len(shape) < 2 or shape[order[-2]] < k["min_dim_size_to_factor"]:
-        return jnp.sqrt(v)
-    d1, d0 = int(order[-2]), int(order[-1])  # the longest two axes
-    mean = jnp.mean(row, axis=d1 - 1 if d1 > d0 else d1, keepdims=True)
-    row = row / jnp.where(mean > 0, mean, 1.0)
-    return jnp.sqrt(jnp.expand_dims(row, d0)) * jnp.sqrt(jnp.expand_dims(column, d1))
-
-
-class _Formula(NamedTuple):
-    """Which fields of a state have the moments, and the formula by the function that made the transformation."""
-
-    fields: tuple[str, ...]
-    by: Mapping[str, Callable[..., Any]]
-    steps: str = "count"
-    before: tuple[str, ...] = ()
-    shape: bool = False
-
-
-_FORMULAS = {
-    "ScaleByAdamState": _Formula(
-        ("nu",),
-        {"scale_by_adam": _adam, "scale_by_radam": _radam, "scale_by_yogi": _adam, "scale_by_adamax": _adamax},
-    ),
-    "ScaleByAmsgradState": _Formula(("nu_max",), {"scale_by_amsgrad": _amsgrad}),
-    "ScaleByBeliefState": _Formula(("nu",), {"scale_by_belief": _belief}),
-    "ScaleByAdanState": _Formula(("n",), {"scale_by_adan": _adan}, steps="t"),
-    "ScaleByRssState": _Formula(("sum_of_squares",), {"scale_by_rss": _rss}),
-    "ScaleByRmsState": _Formula(("nu",), {"scale_by_rms": _rms}),
-    "ScaleByRmsWithCountState": _Formula(("nu",), {"scale_by_rms": _rms}),
-    "ScaleByRStdDevState": _Formula(("mu", "nu"), {"scale_by_stddev": _stddev}),
-    "ScaleByRStdDevWithCountState": _Formula(("mu", "nu"), {"scale_by_stddev": _stddev}),
-    "ScaleByAdaDeltaState": _Formula(("e_g",), {"scale_by_adadelta": _adadelta}, before=("e_x",)),
-    "FactoredState": _Formula(("v_row", "v_col", "v"), {"scale_by_factored_rms": _factored}, shape=True),
-}
-_MAKERS = {maker for formula in _FORMULAS.values() for maker in formula.by}
 # they treat all coordinates of a parameter alike
 _UNSCALED = (
     *("AccumulateAvgUpdatesState", "AddNoiseState", "ApplyEvery", "DoGState", "DoWGState", "EmaState", "EmptyState"),
@@ -194,15 +99,6 @@ _SIGNS = ("scale_by_sign",)
 _UNKNOWN = object()
 
 
-def _hat(moment: Any, decay: Any, t: Any) -> Any:
-    return moment / (1.0 - decay ** jnp.maximum(t, 1)).astype(moment.dtype)
-
-
-def _wide(x: Any) -> jax.Array:
-    x = jnp.asarray(x)
-    return x.astype("float32") if x.dtype.itemsize < 4 else x
-
-
 # -- states -------------------------------------------------------------------------------------------------------
 
 
@@ -213,7 +109,7 @@ class _State:
     new: Any
     old: Any
     maker: str = ""
-    numbers: _Numbers | None = None
+    numbers: Numbers | None = None
 
     @property
     def name(self) -> str:
@@ -221,7 +117,7 @@ class _State:
 
     @property
     def needs_numbers(self) -> bool:
-        return _is_optax(self.new, _FORMULAS)
+        return _is_optax(self.new, FORMULAS)
 
     def weights(self, params: Any, leaves: Sequence[Any], tagged: Tagged) -> dict[int, Any]:
         """The weights by the position of the parameter; `_UNKNOWN` for what this state scales by nobody knows what."""
@@ -231,13 +127,13 @@ class _State:
             return {} if made is None else _present(self._flat(made, tagged))
         if not self.needs_numbers:
             return self._held(leaves, tagged)
-        formula = _FORMULAS[self.name]
+        formula = FORMULAS[self.name]
         after = [self._flat(getattr(self.new, field), tagged) for field in formula.fields]
         before = [self._flat(getattr(self.old, field), tagged) for field in formula.before]
         count = getattr(self.new, formula.steps) if formula.steps in self.new._fields else None  # tuples have a count
         compute, found = formula.by[self.maker], {}
         for i in _present(after[-1]):
-            moments = [_wide(part[i]) for part in (*after, *before)]
+            moments = [wide(part[i]) for part in (*after, *before)]
             shape = (tuple(leaves[i].shape),) if formula.shape else ()
             try:
                 h = compute(self.numbers or {}, count, *moments, *shape)
@@ -271,14 +167,14 @@ class _State:
 class _Injected:
     """The state of `optax.inject_hyperparams`: its numbers, and the states inside."""
 
-    numbers: _Numbers
+    numbers: Numbers
     inside: list[_State | _Injected]
     needs_numbers = True
 
 
 def _states(new: Any, old: Any) -> Iterator[_State | _Injected]:
     """The states that matter, in order: those that scale in a known way, and those of which that is not known."""
-    if _registered_for(new) is not None or _is_optax(new, _FORMULAS):
+    if _registered_for(new) is not None or _is_optax(new, FORMULAS):
         yield _State(new, old)
     elif hasattr(new, "hyperparams") and hasattr(new, "inner_state"):
         yield _Injected(new.hyperparams, list(_states(new.inner_state, old.inner_state)))
@@ -312,7 +208,7 @@ def _mentions(state: Any) -> bool:
 
 
 def _is_known(state: Any) -> bool:
-    return _registered_for(state) is not None or _is_optax(state, (*_FORMULAS, *_UNSCALED))
+    return _registered_for(state) is not None or _is_optax(state, (*FORMULAS, *_UNSCALED))
 
 
 def _is_state(thing: Any) -> bool:
@@ -348,7 +244,7 @@ def _with_numbers(states: Sequence[_State | _Injected], updates: Sequence[Any], 
         raise ValueError(_refusal("scale_by_sign", where))
     takers = [state for state in states if state.needs_numbers]
     fit = len(takers) == len(kept) and all(_fits(*pair) for pair in zip(takers, kept, strict=True))
-    nothing: tuple[str, _Numbers] = ("", {})
+    nothing: tuple[str, Numbers] = ("", {})
     given = iter(kept if fit else ())
     found: list[_State] = []
     for state in states:
@@ -365,13 +261,13 @@ def _with_numbers(states: Sequence[_State | _Injected], updates: Sequence[Any], 
     return found
 
 
-def _fits(state: _State | _Injected, update: tuple[str, _Numbers]) -> bool:
+def _fits(state: _State | _Injected, update: tuple[str, Numbers]) -> bool:
     if isinstance(state, _Injected):
         return update[0] == "inject_hyperparams"
-    return update[0] in _FORMULAS[state.name].by
+    return update[0] in FORMULAS[state.name].by
 
 
-def _updates(thing: Any, path: tuple[int, ...] = ()) -> Iterator[tuple[str, _Numbers]]:
+def _updates(thing: Any, path: tuple[int, ...] = ()) -> Iterator[tuple[str, Numbers]]:
     """The update functions of optax inside of `thing`, in order: by what they were made, and their numbers."""
     if id(thing) in path:
         return
@@ -386,7 +282,7 @@ def _updates(thing: Any, path: tuple[int, ...] = ()) -> Iterator[tuple[str, _Num
     elif isinstance(thing, FunctionType):
         held = _held(thing)
         maker = thing.__qualname__.partition(".")[0] if thing.__module__.startswith("optax.") else ""
-        if maker in _MAKERS or maker in _SIGNS or (maker == "inject_hyperparams" and "inner_factory" in held):
+        if maker in MAKERS or maker in _SIGNS or (maker == "inject_hyperparams" and "inner_factory" in held):
             # some of the numbers may be those of a function that the update calls
             yield (
                 maker,

@@ -9,6 +9,7 @@ import keras
 from keras import ops, optimizers
 
 from projgrad.plan import Plan
+from projgrad.scaling import look_up
 
 __all__ = ["check_scaling", "moments_before", "register_metric", "weights_of"]
 
@@ -96,16 +97,7 @@ def _weights(optimizer: Any, index: int, before: Any) -> Any:
 
 
 def _scaling(kind: type) -> Callable[..., Any] | None:
-    for base in kind.__mro__:
-        if base in _known:
-            found = _known[base]
-            if isinstance(found, str):
-                raise ValueError(f'{kind.__name__} has no metric to project in, as {found}: leave it "euclidean"')
-            return found
-    raise ValueError(
-        f'metric="optimizer": it is not known by what {kind.__name__} divides its steps; say so by a function '
-        f'decorated with projgrad.keras.register_metric({kind.__name__}), or leave it at metric="euclidean"'
-    )
+    return look_up(_known, kind, "keras")
 
 
 def _place(optimizer: Any, variable: Any) -> tuple[Any, int]:
@@ -130,9 +122,8 @@ def _in_metric(plan: Plan) -> list[Any]:
 @register_metric(optimizers.Adam)
 def _adam(optimizer: Any, index: int) -> Any:
     v = (optimizer._velocity_hats if optimizer.amsgrad else optimizer._velocities)[index]
-    return (
-        ops.sqrt(_wide(v)) + optimizer.epsilon
-    )  # the bias is corrected in the learning rate, which eps is not part of
+    # the bias is corrected in the learning rate, which eps is not part of
+    return ops.sqrt(_wide(v)) + optimizer.epsilon
 
 
 @register_metric(optimizers.Nadam)

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, optim
 from torch.optim import Optimizer
 
+from projgrad.scaling import look_up
 from projgrad_backends.torch.namespace import xp
 
 __all__ = ["Scaling", "register_metric", "scaling_of", "weights"]
@@ -63,16 +64,7 @@ def scaling_of(optimizer: type[Optimizer]) -> Scaling | None:
     Raises:
         ValueError: nothing is, or it has no diagonal metric.
     """
-    for base in optimizer.__mro__:
-        if base in _known:
-            found = _known[base]
-            if isinstance(found, str):
-                raise ValueError(f'{optimizer.__name__} has no metric to project in, as {found}: leave it "euclidean"')
-            return found
-    raise ValueError(
-        f'metric="optimizer": it is not known by what {optimizer.__name__} divides its steps; say so by a function '
-        f'decorated with projgrad.torch.register_metric({optimizer.__name__}), or leave it at metric="euclidean"'
-    )
+    return look_up(_known, optimizer, "torch")
 
 
 def weights(optimizer: Optimizer, owned: Sequence[tuple[Tensor, dict[str, Any]]]) -> list[Tensor | None]:
