@@ -1,4 +1,4 @@
-"""What a diagonal metric costs: the projection in Euclid's norm against the one in the metric of Adam."""
+"""What a diagonal metric costs: the projection in the Euclidean norm against the one in the metric of Adam."""
 
 from __future__ import annotations
 
@@ -12,19 +12,38 @@ import projgrad as pg
 from benchmarks.harness import Candidate, Comparison
 from projgrad.torch import ProjectedOptimizer
 
-# each with the size of the entries, which takes all groups out of the set, or leaves all in it
-SETS: list[tuple[str, pg.Constraint, float]] = [
-    ("Simplex", pg.Simplex(1.0, axis=1), 1.0),
-    ("L1Ball", pg.L1Ball(1.0, axis=1), 1.0),
-    ("CappedSimplex", pg.CappedSimplex(1.0, 0.0, 0.2, axis=1), 1.0),
-    ("SumTo", pg.SumTo(1.0, axis=1), 1.0),
-    ("MaxNorm", pg.MaxNorm(1.0, axis=1), 1.0),
-    ("MaxNorm, all inside", pg.MaxNorm(1.0, axis=1), 1e-3),
-    ("UnitNorm", pg.UnitNorm(axis=1), 1.0),
-    ("GroupL1Ball", pg.GroupL1Ball(1.0), 1.0),
-    ("L1InfBall", pg.L1InfBall(1.0), 1.0),
-    ("Monotone", pg.Monotone(axis=1), 1.0),
-    ("Cardinality", pg.Cardinality(10, axis=1), 1.0),
+Start = Callable[[torch.Tensor], torch.Tensor]
+
+
+def far(x: torch.Tensor) -> torch.Tensor:
+    """All groups outside, by as much as random numbers are."""
+    return x
+
+
+def inside(x: torch.Tensor) -> torch.Tensor:
+    """All groups in the set."""
+    return 1e-3 * x
+
+
+def stepped(x: torch.Tensor) -> torch.Tensor:
+    """All groups outside, as far as a step of Adam with the rate 1e-3 goes."""
+    w = x / x.norm(dim=1, keepdim=True)
+    return w + 1e-3 * w.sign() * torch.rand_like(w)
+
+
+SETS: list[tuple[str, pg.Constraint, Start]] = [
+    ("Simplex", pg.Simplex(1.0, axis=1), far),
+    ("L1Ball", pg.L1Ball(1.0, axis=1), far),
+    ("CappedSimplex", pg.CappedSimplex(1.0, 0.0, 0.2, axis=1), far),
+    ("SumTo", pg.SumTo(1.0, axis=1), far),
+    ("MaxNorm, far outside", pg.MaxNorm(1.0, axis=1), far),
+    ("MaxNorm, after a step", pg.MaxNorm(1.0, axis=1), stepped),
+    ("MaxNorm, all inside", pg.MaxNorm(1.0, axis=1), inside),
+    ("UnitNorm, after a step", pg.UnitNorm(axis=1), stepped),
+    ("GroupL1Ball", pg.GroupL1Ball(1.0), far),
+    ("L1InfBall", pg.L1InfBall(1.0), far),
+    ("Monotone", pg.Monotone(axis=1), far),
+    ("Cardinality", pg.Cardinality(10, axis=1), far),
 ]
 
 
@@ -33,15 +52,15 @@ def comparisons(quick: bool = False) -> Iterator[Comparison]:
     torch.manual_seed(0)
     shape = (64, 32) if quick else (1000, 1000)
     moment = (torch.randn(shape) * 1e-2) ** 2
-    for name, constraint, size in SETS:
-        yield _eager(name, constraint, size * torch.randn(shape), moment)
-        yield _compiled(name, constraint, size * torch.randn(shape), moment)
+    for name, constraint, start in SETS:
+        yield _eager(name, constraint, start(torch.randn(shape)), moment)
+        yield _compiled(name, constraint, start(torch.randn(shape)), moment)
 
 
 def steps(quick: bool = False) -> Iterator[Comparison]:
     """A whole step of Adam, in three ways."""
     torch.manual_seed(0)
-    for name, constraint, _ in (SETS[0], SETS[4]):
+    for name, constraint, _ in (SETS[0], SETS[5]):
         yield _step(name, constraint, torch.randn((64, 32) if quick else (1000, 1000)))
 
 

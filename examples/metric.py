@@ -1,4 +1,4 @@
-"""Why the nearest point in Euclid's norm is the wrong one under Adam: `python examples/metric.py` draws `metric.png`.
+"""Why the Euclidean nearest point is the wrong one under Adam: `python examples/metric.py` draws `metric.png`.
 
 Adam divides each entry of its step by h, the root of its second moment. It rests where x = P(x - D g) with D = 1 / h.
 For the Euclidean projection P onto a ball, that is where D g, rather than the gradient g, points along x: not the
@@ -84,7 +84,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, default=Path(__file__).with_name("metric.png"))
     args = parser.parse_args(argv)
     least = best()
-    paths = {"projected in Euclid's norm": adam(False), "projected in Adam's metric": adam(True)}
+    paths = {"projected in the Euclidean norm": adam(False), "projected in Adam's metric": adam(True)}
     for name, path in paths.items():
         gap = float((value(path[-1]) - value(least)) / abs(value(least)))
         print(f"{name}: ends at ({path[-1][0]:.4f}, {path[-1][1]:.4f}), {gap:.1e} above the minimum")

@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self, cast
 
 from projgrad.axes import INCOMING, Axis, check_axis, numeric_axes
 from projgrad.frozen import FrozenArray
-from projgrad.moves import Move, is_one
+from projgrad.moves import Move, Piecewise, cut, is_one
 from projgrad.namespace import Array, Namespace, native
 from projgrad.precision import precision
 from projgrad.registry import from_dict, to_dict
 from projgrad.schedule import Schedule, check_at_steps, is_step, make_at_steps, value_at
+from projgrad.tangents import linear_part
 
 if TYPE_CHECKING:
     from projgrad.tag import Tag
@@ -67,16 +68,32 @@ class Constraint(ABC):
         """
 
     @property
+    def has_tangent(self) -> bool:
+        """Whether `tangent` is implemented."""
+        return self.affine
+
+    def tangent_at(self, x: Array, d: Array, xp: Namespace) -> Array:
+        """`tangent` of a `d` in the dtype of computation, for a set that `has_tangent`; by default, an affine one."""
+        return linear_part(lambda v: self.solve(v, xp).apply(v, xp), d, self.group_axes(len(x.shape)), xp)
+
+    @property
     def in_metric(self) -> bool:
-        """Whether the nearest point in a diagonal metric is known; for single entries, it is the same in all."""
+        """Whether the nearest point in a diagonal metric is implemented; for single entries, it is the same in all."""
         return self.axis == ()
 
-    def check_metric(self) -> None:
-        """Raise ValueError where no way is known to the nearest point in a diagonal metric."""
+    def check_metric(self, ndim: int | None = None) -> None:
+        """Raise ValueError where the nearest point in a diagonal metric is not implemented, for so many dimensions."""
         if not self.in_metric:
             raise ValueError(
-                f'{self}: no way is known to its nearest point in a diagonal metric; leave it at metric="euclidean", '
-                "or take an optimizer that does not scale single entries, such as SGD"
+                f'{self}: its nearest point in a diagonal metric is not implemented; leave it at metric="euclidean"'
+            )
+
+    def check_tangent(self) -> None:
+        """Raise ValueError where `tangent` is not implemented."""
+        if not self.has_tangent:
+            raise ValueError(
+                f"{self}: its tangent directions are not implemented; they are for norms, spheres, bounds, simplices, "
+                "affine sets and Orthogonal"
             )
 
     def group_axes(self, ndim: int) -> tuple[int, ...]:
@@ -111,8 +128,21 @@ class Constraint(ABC):
     def move(self, x: Array, xp: Namespace, metric: Array | None = None, *, step: Any = None) -> Move:
         """`solve`, relaxed by `rate`; the `step` is that of `project`."""
         decided = self._decided(x, step)
-        move = decided.solve(x, xp, metric)
-        return move if is_one(decided.rate) else move.relaxed(decided.rate)
+        cuts = decided.pieces(x, xp, metric)
+        if cuts is None:
+            move = decided.solve(x, xp, metric)
+            return move if is_one(decided.rate) else move.relaxed(decided.rate)
+        along, length = cuts
+        moves = []
+        for start in range(0, x.shape[along], length):
+            here = cut(along, start, start + length)
+            weights = None if metric is None else metric[here]
+            moves.append((start, start + length, decided.move(x[here], xp, weights)))
+        return Piecewise(along, tuple(moves))
+
+    def pieces(self, x: Array, xp: Namespace, metric: Array | None) -> tuple[int, int] | None:
+        """`Namespace.pieces` of an array whose groups are best projected in pieces; None for the whole at once."""
+        return None
 
     def project(self, x: Any, *, metric: Any = None, step: Any = None) -> Any:
         """The point of the set nearest to `x`, or ``(1 - rate) * x + rate * P(x)`` where `rate` is below 1.
@@ -131,12 +161,42 @@ class Constraint(ABC):
         Raises:
             TypeError: `x` is not an array, or not floating-point.
             ValueError: an axis does not exist in `x`, or is "incoming", which an array alone does not tell; there is a
-                schedule and no step; no way is known to the nearest point in a metric, or the metric does not broadcast
+                schedule and no step; the nearest point in a metric is not implemented, or the metric does not broadcast
                 to `x` or, where it can be looked at, is not positive and finite.
         """
         x, xp = self._checked(x)
         h = None if metric is None else self._weights(metric, x, xp)
         return x if _is_empty(x) else self.move(x, xp, h, step=step).apply(x, xp)
+
+    def tangent(self, x: Any, d: Any, *, step: Any = None) -> Any:
+        """The direction nearest to `d` in which the point `x` of the set can move without leaving it, to first order.
+
+        It is the projection of `d` onto the tangent cone of the set at `x`: onto the tangent plane of a sphere, say, or
+        on the boundary of a ball, without the part that points outwards.
+
+        Args:
+            x: a point of the set, as for `project`.
+            d: an array of the framework and shape of `x`.
+            step: as in `project`.
+
+        Returns:
+            An array of the shape and dtype of `d`.
+
+        Raises:
+            TypeError: as for `project`.
+            ValueError: as for `project`; the shapes differ; no tangent directions are implemented for the set.
+
+        Source: Rockafellar and Wets, Variational Analysis (1998), chapter 6.
+        """
+        x, xp = self._checked(x)
+        d = native(d)[0]
+        if tuple(d.shape) != tuple(x.shape):
+            raise ValueError(f"the direction has the shape {tuple(d.shape)}, and the point {tuple(x.shape)}")
+        if _is_empty(x):
+            return d
+        self.check_tangent()
+        found = self._decided(x, step).tangent_at(x, xp.upcast(d), xp)
+        return xp.astype(found, d.dtype)
 
     def __call__(self, x: Any) -> Any:
         """`project`, so that a constraint can stand wherever a function of the weights can."""

@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Self
 
 from projgrad.axes import INCOMING, arrange, check_axis, group_size, numeric_axes, restore
 from projgrad.constraint import Constraint
-from projgrad.moves import Move, Replace
+from projgrad.moves import Move, Replace, are_close
 from projgrad.namespace import Array, Namespace
 
 __all__ = ["Coupled", "PairSet", "VectorSet", "normalised"]
@@ -67,23 +67,39 @@ class Coupled(Constraint):
         if 0 not in sizes:
             self.check_sizes(*sizes)
 
+    def pieces(self, x: Array, xp: Namespace, metric: Array | None) -> tuple[int, int] | None:
+        return xp.pieces(x, self.group_axes(len(x.shape)))
+
     def solve(self, x: Array, xp: Namespace, metric: Array | None = None) -> Move:
         ndim = len(x.shape)
         parts, last = self.parts(ndim), tuple(range(-len(self.parts(ndim)), 0))
         v = arrange(xp.upcast(x), parts, xp)
         finite = xp.all(xp.isfinite(v), axis=last, keepdims=True)
         v = xp.where(finite, v, 0.0)
-        off, holds = None, self._holds(v, x, xp)
+        holds, kept = self._holds(v, x, xp), None
         if metric is None:
             y = self.nearest(v, xp)
         else:
-            off = self._per_group(xp.where(finite, self.off(xp.stop_gradient(v), xp), float("nan")), x, xp)
-            move = Replace(xp.upcast(x), self.group_axes(ndim), self.accuracy, holds, off)
-            if xp.can_look(v) and not xp.may_differentiate(x) and bool(xp.all(move.keep(x, xp))):
-                return move  # all are in the set
-            y = self.nearest_in(v, normalised(arrange(metric, parts, xp), last, xp), xp)
+            away = self._per_group(xp.where(finite, self.off(xp.stop_gradient(v), xp), float("nan")), x, xp)
+            kept = are_close(x, away, self.group_axes(ndim), xp, self.accuracy, holds)
+
+            def nearest(v: Array, h: Array) -> Array:
+                return self.nearest_in(v, normalised(h, last, xp), xp)
+
+            y = xp.unless(kept, nearest, v, arrange(metric, parts, xp))
         y = restore(xp.where(finite, y, float("nan")), parts, tuple(x.shape), xp)
-        return Replace(y, self.group_axes(ndim), self.accuracy, holds, off)
+        return Replace(y, self.group_axes(ndim), self.accuracy, holds, kept)
+
+    def tangent_at(self, x: Array, d: Array, xp: Namespace) -> Array:
+        if self.affine:
+            return super().tangent_at(x, d, xp)
+        parts = self.parts(len(x.shape))
+        found = self.tangent_in(arrange(xp.upcast(x), parts, xp), arrange(d, parts, xp), xp)
+        return restore(found, parts, tuple(x.shape), xp)
+
+    def tangent_in(self, v: Array, d: Array, xp: Namespace) -> Array:
+        """`tangent_at`, for groups as `nearest` sees them, of a set that `has_tangent`."""
+        raise NotImplementedError(type(self).__name__)
 
     def holds_in(self, x: Array, xp: Namespace) -> Array | None:
         """`holds` for an array as it is given, with length 1 in the axes of a group."""
@@ -150,6 +166,6 @@ class PairSet(Coupled):
 def normalised(h: Array, last: tuple[int, ...], xp: Namespace) -> Array:
     """Weights relative to the largest of their group, and not too small for their inverse; 1 where all are 0."""
     least = 1e-25 if str(h.dtype).endswith("float32") else 1e-200
+    h = xp.minimum(h, xp.largest(h.dtype) * xp.ones_like(h[..., :1]))  # as of moments that overflow
     most = xp.max(h, axis=last, keepdims=True)
-    h = h / xp.where(most > 0, most, 1.0)
-    return xp.where((h > least) & (most > 0), h, xp.where(most > 0, least, xp.ones_like(most)))
+    return xp.maximum(h / xp.where(most > 0, most, 1.0), xp.where(most > 0, least, xp.ones_like(most)))

@@ -17,7 +17,7 @@ from projgrad.composition.parts import Undecided, bounds_of, entrywise
 from projgrad.composition.rules import choose
 from projgrad.constraint import Constraint
 from projgrad.coupled import Coupled, normalised
-from projgrad.moves import Assign, Move, Replace, is_one
+from projgrad.moves import Assign, Move, Replace, are_close, is_one
 from projgrad.namespace import Array, Namespace, native
 from projgrad.registry import register
 from projgrad.schedule import steps_in
@@ -57,8 +57,9 @@ class Intersection(Constraint):
       is a point of all sets, if it gets there, but not the nearest one.
 
     In a metric: by the methods with bounds, with a root, or with a set that is the intersection; ``"admm"`` and others
-    are refused when tagging. For a sphere with bounds or signs, the point is known where the multiplier of the norm is
-    at least -min h; where it is not, and where no digits are left of a root, the Euclidean nearest point is taken.
+    are refused when tagging. Signs with a sphere are exact, too. For a sphere with other bounds, the point is known
+    where the multiplier of the norm is at least -min h; where it is not, and where no digits are left of a root, the
+    Euclidean nearest point is taken.
 
     Where the root or the algorithm does not converge, as for sets that have no point in common, it is an error if the
     numbers can be looked at; otherwise, as in compiled code, `residual` tells.
@@ -117,20 +118,27 @@ class Intersection(Constraint):
         except (Undecided, ValueError):  # or there is none
             return None
 
-    def _for(self, ndim: int, metric: Array | None = None) -> Method:
+    def _for(self, ndim: int, metric: Any = None) -> Method:
         method: Method | None
         if metric is None:
             method = self._method or self._chosen(ndim)  # type: ignore[attr-defined]
         else:
             method = self._weighted or self._chosen_in_metric(ndim)  # type: ignore[attr-defined]
         if method is None:
-            raise ValueError(f"{self}: no way is known to its nearest point in a diagonal metric")
+            raise ValueError(
+                f'{self}: its nearest point in a diagonal metric is not implemented; leave it at metric="euclidean"'
+            )
         return method
 
     @property
     def in_metric(self) -> bool:
         """Whether the nearest point in a metric is known; true where that depends on the number of dimensions."""
         return self._weighted is not None or self._method is None  # type: ignore[attr-defined]
+
+    def check_metric(self, ndim: int | None = None) -> None:
+        super().check_metric(ndim)
+        if ndim is not None and not self.scheduled:
+            self._for(ndim, metric=True)
 
     @property
     def chosen(self) -> str | None:
@@ -183,8 +191,7 @@ class Intersection(Constraint):
     def _refuse_empty(self, shape: tuple[int, ...]) -> None:
         """Raise ValueError where no point of the sets is found from zeros, for groups that are not too large."""
         method, axes = self._for(len(shape)), self.group_axes(len(shape))
-        alike = all(isinstance(b, float) for part in self.sets if entrywise(part) for b in bounds_of(part) or ())
-        tried = tuple(n if d in axes or not alike else min(n, 1) for d, n in enumerate(shape))
+        tried = tuple(n if d in axes or not self._alike() else min(n, 1) for d, n in enumerate(shape))
         if self.method is not None or method.nearest is None or not axes or not 0 < math.prod(tried) <= _TRIED:
             return
         x, xp = native(np.zeros(tried))
@@ -209,6 +216,11 @@ class Intersection(Constraint):
             for part in self.sets:
                 y = part.solve(y, xp).apply(y, xp)
             return Assign(y)
+        holds, kept = self._holds(x, xp, method, axes), None
+        if metric is not None:
+            kept = are_close(x, self._off(x, xp, axes), axes, xp, method.accuracy, holds)
+            if xp.can_look(kept) and not xp.may_differentiate(x) and bool(xp.all(kept)):
+                return Replace(xp.upcast(x), axes, kept=kept)
         y, error, failed = self._found(x, xp, method, axes, metric)
         if failed is not None and xp.can_look(failed) and bool(xp.any(failed)):
             worst = float(xp.max(xp.where(failed, error, 0.0)))
@@ -217,13 +229,25 @@ class Intersection(Constraint):
                 "Either the sets have no point in common, or they meet at so small an angle that it takes more steps "
                 "than are allowed: loosen one of them, or say method='alternating' for any point of them"
             )
-        off = None if metric is None else self._off(xp.where(xp.isfinite(y), xp.upcast(x), 0.0), xp, axes)
-        return Replace(y, axes, method.accuracy, self._holds(x, xp, method, axes), off)
+        return Replace(y, axes, method.accuracy, holds, kept)
+
+    def pieces(self, x: Array, xp: Namespace, metric: Array | None) -> tuple[int, int] | None:
+        axes, alone = self.group_axes(len(x.shape)), self._for(len(x.shape), metric).alone
+        if alone is not None:
+            return alone.pieces(x, xp, metric)
+        return xp.pieces(x, axes) if axes and self._alike() else None
+
+    def _alike(self) -> bool:
+        """Whether the same holds for all groups."""
+        return all(isinstance(b, float) for part in self.sets if entrywise(part) for b in bounds_of(part) or ())
 
     def _off(self, x: Array, xp: Namespace, axes: tuple[int, ...]) -> Array:
-        """The largest distance of every group from one of the sets."""
-        v = xp.stop_gradient(x)
-        return reduce(xp.maximum, (norm_of(v - xp.upcast(point(part, v, xp)), xp, axes) for part in self.sets))
+        """The largest distance of every group from one of the sets, NaN for a group that is not finite."""
+        v = xp.stop_gradient(xp.upcast(x))
+        finite = xp.all(xp.isfinite(v), axis=axes, keepdims=True)
+        v = xp.where(finite, v, 0.0)
+        off = reduce(xp.maximum, (norm_of(v - xp.upcast(point(part, v, xp)), xp, axes) for part in self.sets))
+        return xp.where(finite, off, float("nan"))
 
     def _found(
         self, x: Array, xp: Namespace, method: Method, axes: tuple[int, ...], metric: Array | None = None

@@ -11,6 +11,7 @@ except ImportError as error:
 from projgrad_backends.keras import registration as _registration  # noqa: F401
 from projgrad_backends.keras.metric import register_metric as register_metric
 from projgrad_backends.keras.optimizer import ProjectedOptimizer as ProjectedOptimizer
+from projgrad_backends.keras.projection import audit as audit
 from projgrad_backends.keras.projection import project_params as project_params
 from projgrad_backends.keras.projection import violations as violations
 from projgrad_backends.keras.tagging import constrain as constrain

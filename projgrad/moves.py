@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -16,7 +17,7 @@ from projgrad.axes import group_size
 from projgrad.namespace import Array, Namespace
 from projgrad.precision import tolerance
 
-__all__ = ["Assign", "Clip", "Move", "Replace", "Scale", "is_one"]
+__all__ = ["Assign", "Clip", "Move", "Piecewise", "Replace", "Scale", "are_close", "cut", "is_one"]
 
 
 class Move(ABC):
@@ -165,15 +166,15 @@ class Replace(Move):
         axes: the axes of a group.
         accuracy: how many times the tolerance `y` may be off.
         holds: per group, with length 1 in `axes`, whether `x` has what must hold exactly; None for nothing.
-        off: per group, with length 1 in `axes`, the distance from the set, where that is not the one from `y`: in a
-            metric, the nearest point may be farther away.
+        kept: per group, with length 1 in `axes`, whether `x` is in the set, where `y` does not tell: in a metric, that
+            may be farther away than the set is.
     """
 
     y: Array
     axes: tuple[int, ...]
     accuracy: float = 1.0
     holds: Array | None = None
-    off: Array | None = None
+    kept: Array | None = None
 
     def apply(self, x: Array, xp: Namespace) -> Array:
         y = xp.astype(self.y, x.dtype)
@@ -183,17 +184,23 @@ class Replace(Move):
         return xp.squeeze(self._away(x, xp), axis=self.axes)
 
     def keep(self, x: Array, xp: Namespace, slack: float = 1.0) -> Array:
-        radius = xp.times(*xp.norm(x, self.axes))
-        most = xp.largest(radius.dtype)  # with which an infinite tolerance would keep every group
-        radius = xp.where(radius > most, most, radius)
-        slack = slack * self.accuracy
-        kept = self._away(x, xp) <= slack * tolerance(x.dtype, group_size(x.shape, self.axes), radius)
-        return kept if self.holds is None else kept & self.holds
+        if self.kept is not None:
+            return self.kept
+        return are_close(x, self._away(x, xp), self.axes, xp, slack * self.accuracy, self.holds)
 
     def _away(self, x: Array, xp: Namespace) -> Array:
-        if self.off is not None:
-            return self.off
         return xp.times(*xp.norm(xp.upcast(x) - xp.upcast(self.y), self.axes))
+
+
+def are_close(
+    x: Array, away: Array, axes: tuple[int, ...], xp: Namespace, accuracy: float = 1.0, holds: Array | None = None
+) -> Array:
+    """Which groups of `x` are in a set that is so far `away`, up to the tolerance that belongs to their norm."""
+    radius = xp.times(*xp.norm(x, axes))
+    most = xp.largest(radius.dtype)  # with which an infinite tolerance would keep every group
+    radius = xp.where(radius > most, most, radius)
+    kept = away <= accuracy * tolerance(x.dtype, group_size(x.shape, axes), radius)
+    return kept if holds is None else kept & holds
 
 
 @dataclass(frozen=True)
@@ -219,6 +226,34 @@ class Relaxed(Move):
 
     def relaxed(self, rate: float) -> Relaxed:
         return Relaxed(self.move, self.rate * rate)
+
+
+@dataclass(frozen=True)
+class Piecewise(Move):
+    """A move of its own for every slice along an axis; None where there is nothing to do."""
+
+    along: int
+    moves: tuple[tuple[int, int, Move | None], ...]
+
+    def pieces(self, x: Array) -> Iterator[tuple[Array, Move | None]]:
+        """The slices of `x` with their moves."""
+        return ((x[cut(self.along, start, stop)], move) for start, stop, move in self.moves)
+
+    def apply(self, x: Array, xp: Namespace) -> Array:
+        made = [piece if move is None else move.apply(piece, xp) for piece, move in self.pieces(x)]
+        return xp.concat(made, axis=self.along)
+
+    def distance(self, x: Array, xp: Namespace) -> Array:
+        return xp.stack([xp.max(move.distance(piece, xp)) for piece, move in self.pieces(x) if move is not None])
+
+    def keep(self, x: Array, xp: Namespace, slack: float = 1.0) -> Array:
+        every = [(piece, True if move is None else move.keep(piece, xp, slack)) for piece, move in self.pieces(x)]
+        return xp.concat([xp.ones_like(piece, dtype=xp.bool) & kept for piece, kept in every], axis=self.along)
+
+
+def cut(along: int, start: int, stop: int) -> tuple[Any, ...]:
+    """The index of a slice along one axis."""
+    return (*(slice(None),) * along, slice(start, stop), ...)
 
 
 def is_one(rate: Any) -> bool:

@@ -6,6 +6,7 @@ where the core looks for a framework: only among those already imported, so that
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -20,6 +21,7 @@ __all__ = ["Array", "Namespace", "native"]
 
 Array = Any  # an array of any framework; the standard has no common type to name
 
+_PIECE = 2**17  # entries, for which new arrays come from memory that was just given back
 _BLOCK = 32  # terms that are added one after the other; a longer sum goes block by block
 
 
@@ -75,8 +77,7 @@ class Namespace:
         Args:
             value: what a function gives at `x`.
             x: where.
-            derivative: its derivative there, a linear map that is its own transpose, as those of projections are. It is
-                called only where a derivative is asked for.
+            derivative: its derivative there, a linear map. It is called only where a derivative is asked for.
         """
         return value
 
@@ -105,6 +106,22 @@ class Namespace:
                 break
             state = step(*state)
         return state
+
+    def unless(self, done: Array, function: Callable[..., Array], x: Array, *others: Array) -> Array:
+        """``function(x, *others)``, which is `x` if all of `done` is True: then it is left out, where that is quicker.
+
+        The derivative is that of the function, with respect to `x`.
+        """
+        if self.can_look(x) and not self.may_differentiate(x) and bool(self.all(done)):
+            return x
+        return function(x, *others)
+
+    def pieces(self, x: Array, axes: tuple[int, ...]) -> tuple[int, int] | None:
+        """An axis other than `axes`, and the length that `x` is best cut to along it for groups one after the other.
+
+        None where it is best left whole, as compiled code is.
+        """
+        return None
 
     def solve(self, matrix: Array, right: Array) -> Array:
         """``matrix^-1 right`` of a batch, right with a last axis of its own; also inside `iterate`."""
@@ -165,7 +182,19 @@ class Namespace:
         return m, self.where(zero, 0.0, self.sqrt(self.where(zero, 1.0, total)))
 
 
-class HostNamespace(Namespace):
+class EagerNamespace(Namespace):
+    """A framework that makes a new array of what each operation returns."""
+
+    def pieces(self, x: Array, axes: tuple[int, ...]) -> tuple[int, int] | None:
+        size, free = math.prod(x.shape), [d for d in range(len(x.shape)) if d not in axes]
+        if size < 2 * _PIECE or not free or not self.can_look(x) or self.may_differentiate(x):
+            return None
+        along = max(free, key=lambda d: x.shape[d])
+        step = max(1, _PIECE * x.shape[along] // size)
+        return (along, step) if step < x.shape[along] else None
+
+
+class HostNamespace(EagerNamespace):
     """NumPy and what follows it, which would warn where a norm overflows to infinity as it should."""
 
     def times(self, x: Array, by: Array) -> Array:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
+from projgrad.composition.parts import Undecided
+from projgrad.composition.rules import choose
 from projgrad.constraint import Constraint
+from projgrad.intersection import Intersection
 from projgrad.joint import Layout
 from projgrad.namespace import Array
 from projgrad.schedule import is_step
@@ -54,6 +57,18 @@ class PlanEntry:
         return self.tag.metric == OPTIMIZER
 
     @property
+    def shown(self) -> Tag:
+        """The tag, in which an intersection has the method that is taken in the metric that holds."""
+        whole = self.constraint
+        if not (self.in_metric and isinstance(whole, Intersection)):
+            return self.tag
+        try:
+            method = choose(whole.sets, whole.method, len(self.shape), in_metric=True)
+        except (Undecided, ValueError):  # as long as numbers change
+            return self.tag
+        return replace(self.tag, constraint=Intersection(*whole.sets, method=method.name, rate=whole.rate))
+
+    @property
     def counts(self) -> bool:
         """Whether it matters which step it is."""
         return self.tag.every > 1 or self.constraint.scheduled
@@ -80,6 +95,11 @@ class PlanEntry:
         metric = None if weights is None else self.gather_metric(weights)
         return self.scatter(self.constraint.project(self.gather(arrays), metric=metric, step=step))
 
+    def tangent(self, points: Sequence[Any], directions: Sequence[Any], step: Any = None) -> list[Array]:
+        """The directions without what points out of the set at the parameters `points`."""
+        point, direction = self.gather(points), self.gather(directions)
+        return self.scatter(self.constraint.tangent(point, direction, step=step))
+
     def violation(self, arrays: Sequence[Any], step: Any = None) -> Array:
         """The distance of every group from the set."""
         return self.constraint.violation(self.gather(arrays), step=step)
@@ -95,7 +115,7 @@ class Plan(tuple[PlanEntry, ...]):
             return "Plan: no parameter is constrained"
         names = max(len(e.name) for e in self)
         shapes = max(len(str(e.shape)) for e in self)
-        return "\n".join(f"{e.name:<{names}}  {e.shape!s:<{shapes}}  {e.tag}" for e in self)
+        return "\n".join(f"{e.name:<{names}}  {e.shape!s:<{shapes}}  {e.shown}" for e in self)
 
     @property
     def counts(self) -> bool:

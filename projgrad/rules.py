@@ -15,7 +15,7 @@ from typing import Any
 from projgrad.constraint import Constraint
 from projgrad.joint import lay_out
 from projgrad.plan import Plan, PlanEntry
-from projgrad.tag import OPTIMIZER, Joint, Tag, as_tag, check_metric
+from projgrad.tag import OPTIMIZER, Joint, Tag, as_tag, check_metric_name
 
 __all__ = ["Parameter", "Rules", "Use", "resolve"]
 
@@ -87,9 +87,9 @@ def resolve(
     Raises:
         TypeError: a rule is not of that form, or the parameter is not floating-point.
         ValueError: a rule selects nothing; tied weights, or a rule and a tag, disagree; a constraint does not fit; the
-            nearest point in the metric of the optimizer is asked of one for which no way to it is known.
+            nearest point in the metric of the optimizer is asked of one for which it is not implemented.
     """
-    check_metric(metric, "resolve")
+    check_metric_name(metric, "resolve")
     pairs = list(_flatten({} if rules is None else rules))
     selected: set[int] = set()
     found: dict[Any, _Members] = {}
@@ -102,13 +102,13 @@ def resolve(
                 raise ValueError(f"{parameter.name}{tied}: {first[0]} asks for {first[1]}, but {source} for {tag}")
         _, tag, use, key = verdicts[0] if verdicts else ("", None, parameter.uses[0], None)
         if tag is not None:
-            tag = _in_metric(tag, metric, parameter)
+            tag = _in_metric(tag, metric)
             joined = ("joint", key) if isinstance(tag, Joint) else position
             found.setdefault(joined, (tag, []))[1].append((use, parameter))
     for i, (selector, attribute, _) in enumerate(pairs):
         if i not in selected and not unused:
             raise ValueError(_nothing(selector, attribute, parameters))
-    return Plan(_entry(tag, members) for tag, members in found.values())
+    return Plan(_checked(_entry(tag, members)) for tag, members in found.values())
 
 
 _Pair = tuple[str | type, str | None, Tag | None]
@@ -146,15 +146,24 @@ def _bind(tag: Tag | None, use: Use, parameter: Parameter) -> Tag | None:
         raise kind(f"{use.name}, of shape {parameter.shape}, cannot have {tag}: {error}") from None
 
 
-def _in_metric(tag: Tag, default: str | None, parameter: Parameter) -> Tag:
+def _in_metric(tag: Tag, default: str | None) -> Tag:
     """The tag with the metric that holds, where None stands for the Euclidean one."""
-    metric = OPTIMIZER if (tag.metric or default) == OPTIMIZER else None
-    if metric is not None:
+    return replace(tag, metric=OPTIMIZER if (tag.metric or default) == OPTIMIZER else None)
+
+
+def _checked(entry: PlanEntry) -> PlanEntry:
+    """The entry, if what its options need is implemented for the set."""
+    if entry.tag.tangent is not None:
         try:
-            tag.constraint.check_metric()
+            entry.constraint.check_tangent()
         except ValueError as error:
-            raise ValueError(f"{parameter.name} cannot have {tag} with metric={metric!r}: {error}") from None
-    return replace(tag, metric=metric)
+            raise ValueError(f"{entry.name} cannot have tangent={entry.tag.tangent!r}: {error}") from None
+    if entry.in_metric:
+        try:
+            entry.constraint.check_metric(len(entry.shape))
+        except ValueError as error:
+            raise ValueError(f"{entry.name} cannot have metric={OPTIMIZER!r}: {error}") from None
+    return entry
 
 
 def _entry(tag: Tag, members: Sequence[tuple[Use, Parameter]]) -> PlanEntry:

@@ -25,7 +25,9 @@ def look_up(known: Mapping[type, _T | str | None], optimizer: type, door: str) -
         if base in known:
             found = known[base]
             if isinstance(found, str):
-                raise ValueError(f'{optimizer.__name__} has no metric to project in, as {found}: leave it "euclidean"')
+                raise ValueError(
+                    f'{optimizer.__name__} has no metric to project in, as {found}: leave it at metric="euclidean"'
+                )
             return found
     raise ValueError(
         f'metric="optimizer": it is not known by what {optimizer.__name__} divides its steps; say so by a function '

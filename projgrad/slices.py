@@ -10,12 +10,12 @@ from typing import Any, Self
 from projgrad.axes import group_size, numeric_axes
 from projgrad.constraint import Constraint
 from projgrad.function import as_constraint
-from projgrad.moves import Move
+from projgrad.moves import Move, Piecewise, cut
 from projgrad.namespace import Array, Namespace
 from projgrad.registry import register
 from projgrad.schedule import Schedule
 
-__all__ = ["Piecewise", "Slices"]
+__all__ = ["Slices"]
 
 Range = tuple[int | None, int | None]
 
@@ -123,9 +123,9 @@ class Slices(Constraint):
     def solve(self, x: Array, xp: Namespace, metric: Array | None = None) -> Move:
         along, moves = numeric_axes(self.along, len(x.shape))[0], []
         for start, stop, part in self.ranges(tuple(x.shape)):
-            cut = _cut(along, start, stop)
-            weights = None if metric is None else metric[cut]
-            moves.append((start, stop, None if part is None else part.move(x[cut], xp, weights)))
+            here = cut(along, start, stop)
+            weights = None if metric is None else metric[here]
+            moves.append((start, stop, None if part is None else part.move(x[here], xp, weights)))
         return Piecewise(along, tuple(moves))
 
     def _of_slice(self, shape: tuple[int, ...], start: int, stop: int) -> tuple[int, ...]:
@@ -135,33 +135,6 @@ class Slices(Constraint):
     def __repr__(self) -> str:
         shown = [part for _, part in self.parts] if self.parts[0][0] is None else dict(self.parts)
         return f"Slices({shown!r}, along={self.along})"
-
-
-@dataclass(frozen=True)
-class Piecewise(Move):
-    """A move of its own for every slice along an axis; None where there is nothing to do."""
-
-    along: int
-    moves: tuple[tuple[int, int, Move | None], ...]
-
-    def pieces(self, x: Array) -> Iterator[tuple[Array, Move | None]]:
-        """The slices of `x` with their moves."""
-        return ((x[_cut(self.along, start, stop)], move) for start, stop, move in self.moves)
-
-    def apply(self, x: Array, xp: Namespace) -> Array:
-        made = [piece if move is None else move.apply(piece, xp) for piece, move in self.pieces(x)]
-        return xp.concat(made, axis=self.along)
-
-    def distance(self, x: Array, xp: Namespace) -> Array:
-        return xp.stack([xp.max(move.distance(piece, xp)) for piece, move in self.pieces(x) if move is not None])
-
-    def keep(self, x: Array, xp: Namespace, slack: float = 1.0) -> Array:
-        every = [(piece, True if move is None else move.keep(piece, xp, slack)) for piece, move in self.pieces(x)]
-        return xp.concat([xp.ones_like(piece, dtype=xp.bool) & kept for piece, kept in every], axis=self.along)
-
-
-def _cut(along: int, start: int, stop: int) -> tuple[Any, ...]:
-    return (*(slice(None),) * along, slice(start, stop), ...)
 
 
 def _checked(part: Any) -> Any:

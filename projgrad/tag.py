@@ -11,9 +11,10 @@ from projgrad.registry import register, to_dict
 from projgrad.schedule import Schedule
 from projgrad.values import set_count
 
-__all__ = ["EUCLIDEAN", "OPTIMIZER", "Joint", "Tag", "as_tag", "check_metric"]
+__all__ = ["EUCLIDEAN", "GRADIENT", "OPTIMIZER", "UPDATE", "Joint", "Tag", "as_tag", "check_metric_name"]
 
 EUCLIDEAN, OPTIMIZER = "euclidean", "optimizer"  # metrics
+GRADIENT, UPDATE = "gradient", "update"  # what is made tangent
 
 
 @register()
@@ -26,22 +27,30 @@ class Tag:
         every: project after steps `every`, ``2 * every``, ... only, besides once at the start.
         metric: in which norm the nearest point is taken after a step: "euclidean", or "optimizer" for the one that the
             optimizer scales its steps by; None for what the wrapper says.
+        tangent: what loses the part that points out of the set where the parameter is (see `Constraint.tangent`):
+            "gradient" before the optimizer gets it, or "update", the step that the optimizer makes of it. In both, the
+            momentum of the optimizer loses that part too. None for nothing.
 
     Raises:
         TypeError: `constraint` is neither, or `every` is not an int.
-        ValueError: `every` is below 1, or `metric` is not known.
+        ValueError: `every` is below 1, or `metric` or `tangent` is not known.
     """
 
     constraint: Constraint
     every: int = 1
     metric: str | None = None
+    tangent: str | None = None
 
     def __post_init__(self) -> None:
         if isinstance(self.constraint, Tag):
             raise TypeError(f"{self.constraint!r} is a tag already: give its constraint, and all options at once")
         object.__setattr__(self, "constraint", as_constraint(self.constraint))
         set_count(self, "every", least=1)
-        check_metric(self.metric, type(self).__name__)
+        check_metric_name(self.metric, type(self).__name__)
+        if self.tangent not in (None, GRADIENT, UPDATE):
+            raise ValueError(
+                f"{type(self).__name__}: tangent={self.tangent!r} is not known; it is {GRADIENT!r} or {UPDATE!r}"
+            )
 
     def relaxed(self, rate: float | Schedule) -> Self:
         """This tag with its constraint relaxed."""
@@ -54,6 +63,7 @@ class Tag:
     def __repr__(self) -> str:
         options = "" if self.every == 1 else f", every={self.every}"
         options += "" if self.metric is None else f", metric={self.metric!r}"
+        options += "" if self.tangent is None else f", tangent={self.tangent!r}"
         return f"{type(self).__name__}({self.constraint!r}{options})"
 
     def __str__(self) -> str:
@@ -71,7 +81,7 @@ class Joint(Tag):
 
     Args:
         constraint: the constraint, or a function of the weights.
-        every, metric: as in `Tag`.
+        every, metric, tangent: as in `Tag`.
 
     Raises:
         TypeError, ValueError: as for `Tag`.
@@ -82,7 +92,7 @@ class Joint(Tag):
     """
 
 
-def check_metric(metric: str | None, who: str) -> None:
+def check_metric_name(metric: str | None, who: str) -> None:
     """Raise ValueError where this is not the name of a metric, or None."""
     if metric is not None and not (isinstance(metric, str) and metric in (EUCLIDEAN, OPTIMIZER)):
         raise ValueError(f"{who}: metric={metric!r} is not known; it is {EUCLIDEAN!r} or {OPTIMIZER!r}")

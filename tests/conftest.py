@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterator
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
@@ -36,3 +37,15 @@ def dtype(request: pytest.FixtureRequest, framework: Framework) -> str:
     if request.param not in framework.dtypes:
         pytest.skip(f"{framework} has no {request.param}")
     return request.param
+
+
+@pytest.fixture
+def double() -> Iterator[None]:
+    """Double precision in JAX, where a test's module has imported it."""
+    if "jax" not in sys.modules:
+        yield
+        return
+    import jax
+
+    with jax.enable_x64(True):
+        yield

@@ -10,6 +10,7 @@ import pytest
 torch = pytest.importorskip("torch")
 
 import projgrad as pg
+from benchmarks import convergence
 from benchmarks.__main__ import main
 from benchmarks.harness import Candidate, Comparison, measure, overview, peak_memory, table
 from projgrad.torch import project_
@@ -76,6 +77,19 @@ def test_all_benchmarks_run(tmp_path, capsys):
         assert result["threads"] == 1
         assert all(t["median"] > 0 and len(t["ratios"]) == 2 for t in result["timings"])
     assert (tmp_path / "max_norm.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_table_and_the_plot_of_all_optimizers(tmp_path, capsys):
+    pytest.importorskip("sklearn")
+    threads = torch.get_num_threads()
+    try:
+        convergence.main(["--quick", "--problems", "box", "--out", str(tmp_path)])
+    finally:
+        torch.set_num_threads(threads)
+    ((problem, gaps),) = json.loads((tmp_path / "convergence.json").read_text())["gaps"].items()
+    assert list(gaps) == list(convergence.OPTIMIZERS)
+    assert f"| {problem} | " in capsys.readouterr().out
+    assert (tmp_path / "convergence.png").read_bytes().startswith(b"\x89PNG")
 
 
 IN_PLACE = [

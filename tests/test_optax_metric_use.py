@@ -19,14 +19,9 @@ import projgrad.optax as po
 from tests.optax_tree import same
 
 SIMPLEX = pg.Simplex(1.0, axis=0)
-STEPS = 5
 
 
-@pytest.fixture(autouse=True)
-def double():
-    with jax.enable_x64(True):
-        yield
-
+pytestmark = pytest.mark.usefixtures("double")
 
 # -- which parameters, and when -----------------------------------------------------------------------------------
 
@@ -71,8 +66,16 @@ def test_what_is_masked_or_not_scaled_is_projected_in_the_euclidean_metric():
     np.testing.assert_allclose(found["c"], scaled, atol=1e-12)
     np.testing.assert_allclose(found["b"], one_step(po.projected(sgd, rules), three("a"))["a"], atol=1e-12)
     # a constraint without a form in a metric is refused where it would be asked for one, whatever the optimizer does
-    with pytest.raises(ValueError, match="no way is known to its nearest point"):
+    with pytest.raises(ValueError, match="its nearest point in a diagonal metric is not implemented"):
         po.projected(adam, {"a": pg.as_constraint(jnp.abs)}, metric="optimizer").init(p)
+
+
+def test_transformations_with_names_in_any_order():
+    first, last = optax.scale_by_adam(b1=0.0, eps=1e-3), optax.chain(optax.scale_by_rms(), optax.scale(-0.1))
+    named = optax.named_chain(("b", first), ("a", last))
+    p, rules = three("w"), {"w": SIMPLEX}
+    found = one_step(po.projected(named, rules, metric="optimizer"), p)
+    assert same(found, one_step(po.projected(optax.chain(first, last), rules, metric="optimizer"), p))
 
 
 def test_one_set_over_several_parameters():
@@ -233,7 +236,13 @@ def test_a_function_of_ones_own_holds_before_that_of_projgrad(monkeypatch):
     ("tx", "message"),
     [
         (optax.lion(0.1), r"w: metric=.*how ScaleByLionState scales.*register_metric"),
-        (optax.sign_sgd(0.1), "how scale_by_sign scales"),
+        (optax.sign_sgd(0.1), "w: metric=.*scale_by_sign has no metric"),
+        (optax.chain(optax.scale_by_adam(), optax.scale_by_sign()), "w: metric=.*scale_by_sign has no metric"),
+        (
+            optax.inject_hyperparams(lambda lr: optax.chain(optax.adam(1.0), optax.sign_sgd(lr)))(0.1),
+            "w: metric=.*scale_by_sign has no metric",
+        ),
+        (optax.flatten(optax.sign_sgd(0.1)), "w: metric=.*scale_by_sign has no metric"),
         (optax.rprop(0.1), "how ScaleByRpropState scales"),
         (optax.sm3(0.1), "how ScaleBySM3State scales"),
         (optax.chain(optax.trace(0.9), optax.lbfgs()), "how ScaleByLBFGSState scales"),
@@ -243,18 +252,43 @@ def test_a_function_of_ones_own_holds_before_that_of_projgrad(monkeypatch):
             r"ScaleByAdamState is not found.*eps.*register_metric",
         ),
     ],
-    ids=["lion", "sign", "rprop", "sm3", "lbfgs", "flat", "hidden"],
+    ids=["lion", "sign", "adam-sign", "inject-sign", "flat-sign", "rprop", "sm3", "lbfgs", "flat", "hidden"],
 )  # fmt: skip
 def test_what_is_not_known_is_refused_at_the_start(tx, message):
     with pytest.raises(ValueError, match=message):
         po.projected(tx, {"w": SIMPLEX}, metric="optimizer").init(three("w"))
 
 
-def test_what_is_not_known_may_scale_other_parameters():
-    tx = optax.partition({"adam": optax.adam(0.1), "lion": optax.lion(0.1)}, {"a": "adam", "b": "lion"})
-    po.projected(tx, {"a": SIMPLEX}, metric="optimizer").init(three("a", "b"))
-    with pytest.raises(ValueError, match=r"b: .*ScaleByLionState"):
-        po.projected(tx, {"*": SIMPLEX}, metric="optimizer").init(three("a", "b"))
+def is_b(tree):
+    return {name: name == "b" for name in tree}
+
+
+@pytest.mark.parametrize("other", [optax.lion(0.1), optax.sign_sgd(0.1)], ids=["lion", "sign"])
+def test_what_is_not_known_may_scale_other_parameters(other):
+    labels = {"a": "adam", "b": "other"}
+    made = [
+        optax.partition({"adam": optax.adam(0.1), "other": other}, labels),
+        optax.partition({"adam": optax.adam(0.1), "other": other}, lambda p: {name: labels[name] for name in p}),
+        optax.chain(optax.masked(optax.adam(0.1), {"a": True, "b": False}), optax.masked(other, is_b)),
+        optax.MultiSteps(optax.masked(other, is_b), 2).gradient_transformation(),
+    ]
+    for tx in made:
+        po.projected(tx, {"a": SIMPLEX}, metric="optimizer").init(three("a", "b"))
+        with pytest.raises(ValueError, match=r"b: .*(ScaleByLionState|scale_by_sign)"):
+            po.projected(tx, {"*": SIMPLEX}, metric="optimizer").init(three("a", "b"))
+
+
+def test_labels_of_whole_parts_of_the_tree():
+    adam, rules = optax.adam(0.1, b1=0.0), {"*": SIMPLEX}
+    whole = three("x", "y") | {"part": three("z")}
+    for labels in ({"a": "adam", "b": "sign"}, {"b": "sign", "a": {"x": "adam", "y": "adam", "part": "adam"}}):
+        tx = optax.partition({"adam": adam, "sign": optax.sign_sgd(0.1)}, labels)
+        p = {"a": whole, "b": whole}
+        projected = po.projected(tx, {"a/*": SIMPLEX}, metric="optimizer")
+        found = one_step(projected, p)["a"]
+        assert same(found, one_step(po.projected(adam, rules, metric="optimizer"), whole))
+        with pytest.raises(ValueError, match="b/part/z: .*scale_by_sign"):
+            po.projected(tx, {"b/part/z": SIMPLEX}, metric="optimizer").init(p)
 
 
 def test_in_a_chain_there_is_no_metric():

@@ -145,3 +145,25 @@ def test_a_plan_is_a_sequence_that_prints_as_a_table() -> None:
     assert plan == Plan(list(plan)) != Plan([])
     assert len(Plan([])) == 0
     assert "no parameter" in str(Plan([]))
+
+
+def test_what_has_no_metric_in_so_many_dimensions_is_refused() -> None:
+    rules = {"w": pg.L1Ball(axis=None) & pg.ZeroMean(axis=1)}
+    parameters = [Parameter((Use("w", (1,)),), (3, 4), "float32")]
+    plan_of(rules, parameters)
+    with pytest.raises(ValueError, match=r"^w cannot have metric='optimizer': Intersection.*is not implemented"):
+        plan_of(rules, parameters, metric="optimizer")
+
+
+def test_a_plan_shows_the_method_of_an_intersection_in_the_metric_that_holds() -> None:
+    use = Use("w", (1,))
+    for constraint in (pg.MaxNorm() & pg.NonNeg(), pg.MaxNorm(pg.Schedule({0: 1.0, 5: 2.0})) & pg.NonNeg()):
+        plain, weighted = (
+            plan_of({"w": constraint}, [Parameter((use,), (3, 4), "float32")], metric=metric)
+            for metric in (None, "optimizer")
+        )
+        assert "method='cone, then ball')" in str(plain)
+        assert "method='orthant and sphere'), metric='optimizer')" in str(weighted)
+        pasted = eval(str(weighted[0].shown), vars(pg))
+        pasted = plan_of({"w": pasted}, [Parameter((use,), (3, 4), "float32")])
+        assert str(pasted) == str(weighted)

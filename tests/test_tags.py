@@ -116,21 +116,23 @@ def _train(optimizer: Any, model: Any, steps: int) -> None:
         optimizer.step()
 
 
-def test_the_number_of_steps_is_saved_beside_the_state_of_torch() -> None:
+def test_the_number_of_steps_is_saved_in_the_first_group_of_torch() -> None:
     torch = pytest.importorskip("torch")
     optimizer, model = _torch(pg.MaxNorm(0.5).every(3))
     _train(optimizer, model, 2)
     state = copy.deepcopy(optimizer.state_dict())
-    assert state["projgrad"] == {"step": 2}
+    assert state["param_groups"][0]["projgrad"] == {"step": 2}
     other, twin = _torch(pg.MaxNorm(0.5).every(3))
     twin.load_state_dict(model.state_dict())
     other.load_state_dict(state_dict=state)
     _train(other, twin, 1)
     assert pg.MaxNorm(0.5, axis=1).contains(twin.weight)
-    # a bare optimizer loads it, and its own state lacks the number
+    # a bare optimizer loads it, and one that never did lacks the number
     bare = torch.optim.Adam(twin.parameters(), 0.5)
     bare.load_state_dict(state)
-    assert "projgrad" not in bare.state_dict()
+    bare = torch.optim.Adam(twin.parameters(), 0.5)
+    bare.step()
+    assert "projgrad" not in bare.state_dict() | bare.state_dict()["param_groups"][0]
     other.load_state_dict(bare.state_dict())
     _train(other, twin, 2)
     assert not pg.MaxNorm(0.5, axis=1).contains(twin.weight)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import numpy as np
 import pytest
 
 import projgrad as pg
@@ -15,14 +14,11 @@ torch = pytest.importorskip("torch")
 from torch import nn, optim
 
 from projgrad.torch import ProjectedOptimizer
-from projgrad_backends.torch.metrics import weights
+from projgrad_backends.torch.metric import weights
 from projgrad_backends.torch.namespace import TorchNamespace
 
 METRIC = {"metric": "optimizer"}
-SIMPLEX = pg.Simplex(axis=0)
 Make = Callable[[Any], Any]
-
-# -- what is read -------------------------------------------------------------------------------------------------
 
 # without momentum, so that a step is the gradient, divided by h; with an eps that matters
 SCALED: dict[str, Make] = {
@@ -164,48 +160,3 @@ def test_a_first_step_that_was_skipped() -> None:
     optimizer.step()
     assert optimizer.state[p]["step"] == 0
     assert spread(read(optimizer, p)) == 0
-
-
-# -- where it leads -----------------------------------------------------------------------------------------------
-
-
-def quadratic() -> tuple[np.ndarray, np.ndarray]:
-    rng = np.random.default_rng(0)
-    basis = np.linalg.qr(rng.standard_normal((20, 20)))[0]
-    return basis @ np.diag(np.logspace(-2, 1, 20)) @ basis.T, rng.standard_normal(20)
-
-
-@pytest.mark.parametrize("constraint", [SIMPLEX, pg.MaxNorm(1.0, axis=0)], ids=str)
-@pytest.mark.parametrize(
-    "make",
-    [
-        optim.Adam,
-        pytest.param(lambda p, lr: optim.Adam(p, lr, amsgrad=True), marks=pytest.mark.slow),
-        pytest.param(optim.NAdam, marks=pytest.mark.slow),
-        pytest.param(optim.Adamax, marks=pytest.mark.slow),
-        pytest.param(optim.RMSprop, marks=pytest.mark.slow),
-    ],
-)
-def test_the_constrained_minimum_is_reached(make: Any, constraint: Any) -> None:
-    matrix, vector = quadratic()
-
-    def loss(x: np.ndarray) -> float:
-        return float(0.5 * x @ matrix @ x - vector @ x)
-
-    best = np.zeros(20)
-    for _ in range(4000):  # its condition number is 1000
-        best = constraint.project(best - (matrix @ best - vector) / 10)
-    assert np.linalg.norm(best - constraint.project(best - (matrix @ best - vector) / 10)) < 1e-9
-    gaps = {}
-    for metric in ("optimizer", "euclidean"):
-        p = nn.Parameter(torch.full((20,), 0.05, dtype=torch.float64))
-        optimizer = ProjectedOptimizer(make([{"params": [p], "constraint": constraint}], lr=0.1), metric=metric)
-        schedule = optim.lr_scheduler.LambdaLR(optimizer, lambda k: (1 + k) ** -0.5)
-        a, b = torch.from_numpy(matrix), torch.from_numpy(vector)
-        for _ in range(1500):
-            p.grad = a @ p.detach() - b
-            optimizer.step()
-            schedule.step()
-        gaps[metric] = (loss(p.detach().numpy()) - loss(best)) / abs(loss(best))
-    assert abs(gaps["optimizer"]) < 1e-8
-    assert gaps["euclidean"] > 0.01

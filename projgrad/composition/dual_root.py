@@ -16,6 +16,7 @@ from projgrad.constraint import Constraint
 from projgrad.moves import Replace
 from projgrad.namespace import Array, Namespace
 from projgrad.precision import tolerance
+from projgrad.sets.sums import conjugate_normal
 
 __all__ = ["bracketed_root", "norm_of", "onto_ball", "onto_plane", "point"]
 
@@ -28,7 +29,10 @@ Axes = tuple[int, ...]
 
 
 def point(part: Constraint, w: Array, xp: Namespace, h: Array | None = None) -> Array:
-    """The point of `part` nearest to `w`, in the metric h, as computed, also for groups within the tolerance of it."""
+    """The point of `part` nearest to `w`, as computed, also for groups within the tolerance of it.
+
+    In the metric h, that may be `w` itself in groups within the tolerance.
+    """
     move = part.solve(w, xp, h)
     return move.y if isinstance(move, Replace) else move.apply(w, xp)
 
@@ -85,11 +89,8 @@ def _twice(solve: Callable[[Array], tuple[Array, Array]], v: Array, xp: Namespac
 def _onto_plane(
     v: Array, part: Constraint, normal: Array, low: Any, high: Any, xp: Namespace, axes: Axes, h: Array | None
 ) -> tuple[Array, Array]:
-    way = normal  # in which moving by t takes the sum by t
-    if h is not None:
-        way = normal / h
-        way = way / xp.max(xp.abs(way), axis=axes, keepdims=True)
-        way = way / xp.accurate_sum(way * normal, axes)
+    # moving along it by t takes the sum by t
+    way = normal if h is None else conjugate_normal(normal, h, xp, axes)
 
     def along(x: Array) -> Array:
         return xp.accurate_sum(x * normal, axes)

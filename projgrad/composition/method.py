@@ -69,15 +69,22 @@ def judged(y: Array, error: Array, xp: Namespace, axes: Axes) -> Found:
     return Found(y, error, error > 100 * tolerance(y.dtype, group_size(y.shape, axes), norm + error) + 1e-30)
 
 
-def or_else(found: Found, euclidean: Found, v: Array, xp: Namespace, axes: Axes) -> Found:
-    """The point in a metric where it is known, and the Euclidean one in the other groups.
+def or_else(found: Found, nearest: Callable[..., Found], v: Array, xp: Namespace, axes: Axes) -> Found:
+    """The point in a metric where it is known, and the Euclidean `nearest` in the other groups.
 
     No digits are left of it, either, where it is far beyond both `v` and that one.
     """
-    sizes = [norm_of(xp.stop_gradient(x), xp, axes) for x in (v, euclidean.y)]
-    allowed = 100 * tolerance(v.dtype, group_size(v.shape, axes), sizes[0] + sizes[1])
-    lost = found.failed | ~(found.error <= allowed)
-    return Found(*(xp.where(lost, b, a) for a, b in zip(found, euclidean, strict=True)))
+
+    def lost(size: Array) -> Array:
+        allowed = 100 * tolerance(v.dtype, group_size(v.shape, axes), size)
+        return found.failed | ~(found.error <= allowed)
+
+    size = norm_of(xp.stop_gradient(v), xp, axes)
+    if xp.can_look(v) and not xp.may_differentiate(v) and not bool(xp.any(lost(size))):
+        return found
+    euclidean = nearest(v, xp, axes)
+    gone = lost(size + norm_of(xp.stop_gradient(euclidean.y), xp, axes))
+    return Found(*(xp.where(gone, b, a) for a, b in zip(found, euclidean, strict=True)))
 
 
 @dataclass(frozen=True)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
-from projgrad.axes import group_size
+from projgrad.axes import arrange, group_size, restore
 from projgrad.composition.closed_forms import (
     affine_and_shell,
     cone_and_ball,
@@ -17,6 +18,7 @@ from projgrad.composition.closed_forms import (
 )
 from projgrad.composition.dual_root import norm_of
 from projgrad.composition.method import Axes, Found, Method, Sets, Shape, accuracy_of, judged, or_else
+from projgrad.composition.orthant_shell import orthant_and_shell_in
 from projgrad.composition.parts import (
     ball_of,
     bounds_of,
@@ -68,15 +70,13 @@ def orthant_and_sphere(sets: Sets) -> Method | None:
     norm, orthant = sets.only(shell_of), sets.only(lambda part: signs_of(part) is not None)
     if norm is None or orthant is None or len(sets.parts) > 2:
         return None
-    signs = signs_of(orthant)
+    found = within_orthant(norm, orthant)
 
     def nearest(v: Array, xp: Namespace, axes: Axes) -> Found:
-        one = (xp.constant(signs, v) if isinstance(signs, FrozenArray) else signs) + 0.0 * v
-        y = orthant_and_shell(v, orthant, one, *bounds_of_norm(norm), xp, axes)
-        return in_shell(y, norm, xp, axes)
+        return in_shell(found(v, None, xp, axes), norm, xp, axes)
 
     def weighted(v: Array, h: Array, xp: Namespace, axes: Axes) -> Found:
-        return or_else(in_both(v, h, norm, orthant, xp, axes), nearest(v, xp, axes), v, xp, axes)
+        return in_shell(found(v, h, xp, axes), norm, xp, axes)
 
     return Method("orthant and sphere", nearest, weighted=weighted)
 
@@ -87,6 +87,7 @@ def sphere_and_box(sets: Sets) -> Method | None:
     if norm is None or box is None or len(sets.parts) > 2:
         return None
     alike, bounds = are_alike(box), bounds_of(box)
+    in_signs = within_orthant(norm, box) if signs_of(box) is not None else None
     assert bounds is not None
     if not alike and not sets.by_name and not centred_ball(norm):
         return None
@@ -100,9 +101,35 @@ def sphere_and_box(sets: Sets) -> Method | None:
         check_norms(norm, box, shape, tagging)
 
     def weighted(v: Array, h: Array, xp: Namespace, axes: Axes) -> Found:
-        return or_else(in_both(v, h, norm, box, xp, axes), nearest(v, xp, axes), v, xp, axes)
+        if in_signs is not None:
+            return in_shell(in_signs(v, h, xp, axes), norm, xp, axes)
+        return or_else(in_both(v, h, norm, box, xp, axes), nearest, v, xp, axes)
 
     return Method("ball and box" if centred_ball(norm) else "sphere and box", nearest, weighted=weighted, check=check)
+
+
+def within_orthant(shell: Constraint, orthant: Constraint) -> Callable[[Array, Array | None, Namespace, Axes], Array]:
+    """The function to the nearest point in both, in a metric or None; equal weights give the Euclidean one."""
+    signs, bounds = signs_of(orthant), bounds_of(orthant)
+    assert signs is not None
+    assert bounds is not None
+    lower, upper = np.broadcast_arrays(*(np.asarray(bound) for bound in bounds))
+    unbounded = np.isinf(lower) & np.isinf(upper)
+    any_sign = FrozenArray(unbounded + 0.0) if np.any(unbounded) else None
+
+    def nearest(v: Array, h: Array | None, xp: Namespace, axes: Axes) -> Array:
+        one = (xp.constant(signs, v) if isinstance(signs, FrozenArray) else signs) + 0.0 * v
+        radii = bounds_of_norm(shell)
+        y = orthant_and_shell(v, orthant, one, *radii, xp, axes)
+        if h is None:
+            return y
+        free = None if any_sign is None else arrange(xp.constant(any_sign, v) + 0.0 * v > 0, (axes,), xp)
+        groups, weights, sign = (arrange(x, (axes,), xp) for x in (v, h, one))
+        inside = orthant_and_shell_in(groups, weights, sign, free, *radii, xp)
+        other = restore(inside, (axes,), tuple(v.shape), xp)
+        return xp.where(xp.max(h, axis=axes, keepdims=True) == xp.min(h, axis=axes, keepdims=True), y, other)
+
+    return nearest
 
 
 def in_both(v: Array, h: Array, shell: Constraint, box: Constraint, xp: Namespace, axes: Axes) -> Found:

@@ -85,7 +85,7 @@ def _by_root(part: Constraint, last: Constraint) -> Method:
         return by_root(v, None, xp, axes)
 
     def weighted(v: Array, h: Array, xp: Namespace, axes: Axes) -> Found:
-        return or_else(by_root(v, h, xp, axes), nearest(v, xp, axes), v, xp, axes)
+        return or_else(by_root(v, h, xp, axes), nearest, v, xp, axes)
 
     def check(shape: Shape, tagging: bool) -> None:
         if isinstance(part, Simplex) and ball is not None and centred_ball(last) and known(part.total, ball.radius):

@@ -6,14 +6,15 @@ from dataclasses import dataclass
 from typing import Any
 
 from projgrad.axes import Axis
-from projgrad.constraint import Constraint
 from projgrad.coupled import VectorSet
 from projgrad.frozen import FrozenArray
 from projgrad.moves import Clip, Move
 from projgrad.namespace import Array, Namespace
 from projgrad.registry import register
+from projgrad.sets.box import Bounded
 from projgrad.sets.norms import to_shell
 from projgrad.sets.secular import onto_shell
+from projgrad.tangents import along_shell
 from projgrad.values import check_broadcast, native_group, native_value, set_array, set_number
 
 __all__ = ["L2Ball", "LInfBall"]
@@ -76,6 +77,12 @@ class L2Ball(VectorSet):
         y = onto_shell(away, h, 0.0, self.radius, xp)
         return xp.where(xp.stop_gradient(y) == xp.stop_gradient(away), v, center + y)
 
+    has_tangent = True
+
+    def tangent_in(self, v: Array, d: Array, xp: Namespace) -> Array:
+        away = v - native_group(self.center, v, xp)
+        return along_shell(away, d, 0.0, self.radius, (-1,), v.shape[-1], xp)
+
     def off(self, v: Array, xp: Namespace) -> Array:
         away = xp.times(*xp.norm(v - native_group(self.center, v, xp), (-1,))) - self.radius
         return xp.where(away > 0, away, 0.0)
@@ -87,7 +94,7 @@ class L2Ball(VectorSet):
 
 @register()
 @dataclass(frozen=True, repr=False)
-class LInfBall(Constraint):
+class LInfBall(Bounded):
     """The l-infinity ball ``{x : |x - center| <= radius}``, entry by entry.
 
     Convex. Exact: ``clip(x, center - radius, center + radius)``. Cost: O(1) per entry.

@@ -12,16 +12,28 @@ from projgrad.constraint import Constraint
 from projgrad.moves import Clip
 from projgrad.namespace import Array, Namespace
 from projgrad.registry import register
+from projgrad.tangents import within
 from projgrad.values import check_bounds, check_broadcast, is_infinite, known, native_value
 
-__all__ = ["Box", "NonNeg", "NonPos"]
+__all__ = ["Bounded", "Box", "NonNeg", "NonPos"]
 
 Bound = Any  # a number, or an array of numbers of any framework; kept as a float or a FrozenArray
 
 
+class Bounded(Constraint):
+    """A set with bounds for every entry, which `solve` gives as a `Clip`."""
+
+    has_tangent = True
+
+    def tangent_at(self, x: Array, d: Array, xp: Namespace) -> Array:
+        move = self.solve(x, xp)
+        assert isinstance(move, Clip)
+        return within(x, d, move.lower, move.upper, xp)
+
+
 @register()
 @dataclass(frozen=True, repr=False)
-class Box(Constraint):
+class Box(Bounded):
     """The box ``{x : lower <= x <= upper}``, entry by entry.
 
     Convex. Exact: a comparison per bound. Cost: O(1) per entry.
@@ -71,7 +83,7 @@ class Box(Constraint):
 
 @register()
 @dataclass(frozen=True, repr=False)
-class NonNeg(Constraint):
+class NonNeg(Bounded):
     """The orthant ``{x : x >= 0}``, entry by entry.
 
     Convex. Exact: the nearest point is ``max(x, 0)``. Cost: O(1) per entry.
@@ -92,7 +104,7 @@ class NonNeg(Constraint):
 
 @register()
 @dataclass(frozen=True, repr=False)
-class NonPos(Constraint):
+class NonPos(Bounded):
     """The orthant ``{x : x <= 0}``, entry by entry.
 
     Convex. Exact: the nearest point is ``min(x, 0)``. Cost: O(1) per entry.

@@ -12,7 +12,7 @@ from projgrad.coupled import VectorSet
 from projgrad.namespace import Array, Namespace
 from projgrad.precision import precision
 from projgrad.registry import register
-from projgrad.sets.sequences import Runs, after, balancing, positions, shifted, weighted, with_derivative
+from projgrad.sets.sequences import Runs, after, balancing, positions, shifted, weighted
 from projgrad.sets.thresholds import moderating
 from projgrad.values import check_bounds, native_group, set_flag
 
@@ -105,7 +105,7 @@ def with_means(y: Array, v: Array, xp: Namespace, h: Array | None = None) -> Arr
     def derivative(d: Array) -> Array:
         return Runs(after(y != shifted(y, -1, xp), xp), xp).means(d, h)
 
-    return with_derivative(y, v, derivative, h, xp)
+    return xp.with_derivative(y, v, derivative)
 
 
 def rising(v: Array, xp: Namespace, h: Array | None = None) -> Array:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from projgrad.axes import INCOMING, Axis, arrange, group_size, numeric_axes, restore
@@ -14,6 +14,7 @@ from projgrad.moves import Move, Replace, Scale
 from projgrad.namespace import Array, Namespace
 from projgrad.registry import register
 from projgrad.sets.secular import onto_shell
+from projgrad.tangents import along_shell
 from projgrad.values import set_number
 
 __all__ = ["MaxNorm", "MinMaxNorm", "UnitNorm"]
@@ -30,9 +31,14 @@ class _Norm(Constraint):
     def bounds(self) -> tuple[Any, Any]:
         """The least and the largest norm."""
 
-    @property
-    def in_metric(self) -> bool:
-        return True
+    in_metric = has_tangent = True
+
+    def tangent_at(self, x: Array, d: Array, xp: Namespace) -> Array:
+        axes = self.group_axes(len(x.shape))
+        return along_shell(x, d, *self.bounds, axes, group_size(x.shape, axes), xp)
+
+    def pieces(self, x: Array, xp: Namespace, metric: Array | None) -> tuple[int, int] | None:
+        return None if metric is None else xp.pieces(x, self.group_axes(len(x.shape)))
 
     def solve(self, x: Array, xp: Namespace, metric: Array | None = None) -> Move:
         return to_shell(x, xp, metric, self.axis, *self.bounds)
@@ -44,7 +50,7 @@ class MaxNorm(_Norm):
     """The ball ``{x : ||x||_2 <= max_value}``, for every group of entries along `axis`.
 
     Convex. Exact: a group outside becomes ``x * max_value / ||x||``. Cost: O(n). In a metric: ``h x / (h + l)``
-    with the l that meets the norm, by Newton's method in up to 25 steps.
+    with the l that meets the norm, by mostly 2 to 5 steps of third order, up to 24 of them for extreme weights.
 
     Args:
         max_value: radius r >= 0.
@@ -161,12 +167,17 @@ def to_shell(x: Array, xp: Namespace, metric: Array | None, axis: Axis, low: Any
     else:
         sphere = isinstance(low, int | float) and isinstance(high, int | float) and low == high
         scale = Scale(m, u, low, high, axes, size, sphere=sphere)
-    if metric is None:
+    kept = None if metric is None else scale.keep(x, xp)
+    if kept is None or (xp.can_look(kept) and not xp.may_differentiate(x) and bool(xp.all(kept))):
         return scale
-    move = Replace(xp.upcast(x), axes, off=scale.away(xp))
-    if xp.can_look(u) and not xp.may_differentiate(x) and bool(xp.all(move.keep(x, xp))):
-        return move
-    v, h = arrange(xp.upcast(x), (axes,), xp), normalised(arrange(metric, (axes,), xp), (-1,), xp)
-    finite = arrange(xp.isfinite(u), (axes,), xp)  # NaN where the group is not
-    y = xp.where(finite, onto_shell(xp.where(finite, v, xp.zeros_like(v)), h, low, high, xp), math.nan)
-    return replace(move, y=restore(y, (axes,), tuple(x.shape), xp))
+    finite = xp.isfinite(u)  # NaN where the group is not
+    norm = (m * xp.ones_like(u), u)
+    norm = (arrange(xp.where(finite, norm[0], 0.0), (axes,), xp), arrange(xp.where(finite, u, 0.0), (axes,), xp))
+    finite = arrange(finite, (axes,), xp)
+
+    def nearest(v: Array, h: Array) -> Array:
+        return onto_shell(v, normalised(h, (-1,), xp), low, high, xp, norm)
+
+    v = xp.where(finite, arrange(xp.upcast(x), (axes,), xp), 0.0)
+    y = xp.where(finite, xp.unless(kept, nearest, v, arrange(metric, (axes,), xp)), math.nan)
+    return Replace(restore(y, (axes,), tuple(x.shape), xp), axes, kept=kept)

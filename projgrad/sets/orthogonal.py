@@ -10,6 +10,7 @@ from projgrad.namespace import Array, Namespace
 from projgrad.registry import register
 from projgrad.sets.decomposition import ACCURACY, Values, by_singular_values
 from projgrad.sets.iterations import polar_factor, prepare
+from projgrad.tangents import along_stiefel
 from projgrad.values import set_choice, set_count
 
 __all__ = ["Orthogonal"]
@@ -61,6 +62,11 @@ class Orthogonal(PairSet):
         set_count(self, "steps", least=1)
         if self.method == "newton_schulz":
             prepare(self.steps)
+
+    has_tangent = True
+
+    def tangent_in(self, v: Array, d: Array, xp: Namespace) -> Array:
+        return along_stiefel(v, d, xp)
 
     def nearest(self, v: Array, xp: Namespace) -> Array:
         if self.method == "newton_schulz":

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 
 from projgrad.namespace import Array, Namespace
 
-__all__ = ["Runs", "after", "balancing", "positions", "shifted", "weighted", "with_derivative"]
+__all__ = ["Runs", "after", "balancing", "positions", "shifted", "weighted"]
 
 
 _SHORT = 64  # sequences up to here are added up by a mask for every entry, which is quicker
@@ -86,19 +85,6 @@ def balancing(v: Array, xp: Namespace) -> Array:
     top, one = xp.max(xp.abs(xp.stop_gradient(v)), axis=-1, keepdims=True), xp.ones_like(v[..., :1])
     large = xp.where(top > 2.0**64, 2.0**-96 * one, 2.0**-32 * one)
     return xp.where(top > 1.0, large, xp.where(top > 2.0**-64, 2.0**32 * one, 2.0**96 * one))
-
-
-def with_derivative(
-    value: Array, x: Array, derivative: Callable[[Array], Array], h: Array | None, xp: Namespace
-) -> Array:
-    """`xp.with_derivative` for a linear map that is its own transpose in the metric h."""
-    if h is None:
-        return xp.with_derivative(value, x, derivative)
-    if not xp.may_differentiate(x):
-        return value
-    root = xp.sqrt(h)  # relative to which it is its own transpose as it stands
-    y = xp.with_derivative(root * value, root * x, lambda d: root * derivative(d / root))
-    return xp.graft(value, y / root)
 
 
 def shifted(x: Array, by: int, xp: Namespace) -> Array:

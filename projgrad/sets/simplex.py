@@ -58,6 +58,11 @@ class Simplex(VectorSet):
     def off(self, v: Array, xp: Namespace) -> Array:
         return off_sum(v, self.total, xp)
 
+    has_tangent = True
+
+    def tangent_in(self, v: Array, d: Array, xp: Namespace) -> Array:
+        return _between(v, d, 0.0, math.inf, xp)
+
 
 @register()
 @dataclass(frozen=True, repr=False)
@@ -128,6 +133,12 @@ class CappedSimplex(VectorSet):
     def nearest_in(self, v: Array, h: Array, xp: Namespace) -> Array:
         lower, upper = (native_group(bound, v, xp) for bound in (self.lower, self.upper))
         return within_bounds(v, self.total, lower, upper, xp, 1.0 / h)
+
+    has_tangent = True
+
+    def tangent_in(self, v: Array, d: Array, xp: Namespace) -> Array:
+        lower, upper = (native_group(bound, v, xp) for bound in (self.lower, self.upper))
+        return _between(v, d, lower, upper, xp)
 
 
 @register()
@@ -215,3 +226,11 @@ class L1Sphere(VectorSet):
 
     def off(self, v: Array, xp: Namespace) -> Array:
         return off_sum(xp.abs(v), self.radius, xp)
+
+
+def _between(v: Array, d: Array, lower: Any, upper: Any, xp: Namespace) -> Array:
+    """The nearest direction that leaves the sum and keeps ``lower <= v <= upper``, in which 0 is always possible."""
+    size = xp.max(xp.abs(d), axis=-1, keepdims=True)
+    size = xp.where(size > 0, size, 1.0)
+    least, most = xp.where(v <= lower, 0.0 * v, -math.inf), xp.where(v >= upper, 0.0 * v, math.inf)
+    return within_bounds(d / size, 0.0, least, most, xp) * size

@@ -121,11 +121,7 @@ class _Linear(VectorSet):
         def excess(y: Array) -> Array:
             return xp.accurate_sum(y * unit, (-1,)) - offset * scale
 
-        way = unit
-        if h is not None:
-            way = unit / h
-            way = way / xp.max(xp.abs(way), axis=-1, keepdims=True)
-            way = way / xp.accurate_sum(way * unit, (-1,))
+        way = unit if h is None else conjugate_normal(unit, h, xp, (-1,))
         moved = y - excess(y) * way
         moved = moved - excess(moved) * way  # what rounding left
         if below:
@@ -209,7 +205,14 @@ def to_sum(v: Array, total: float, xp: Namespace, w: Array | None = None) -> Arr
     return y / scale
 
 
-def comfortable(v: Array, value: float, xp: Namespace) -> Array:
+def conjugate_normal(normal: Array, h: Array, xp: Namespace, axes: tuple[int, ...]) -> Array:
+    """The way onto a plane in the metric h, ``normal / h``, of such a length that the unit `normal` has 1 along it."""
+    way = normal / h
+    way = way / xp.max(xp.abs(way), axis=axes, keepdims=True)
+    return way / xp.accurate_sum(way * normal, axes)
+
+
+def comfortable(v: Array, value: Any, xp: Namespace) -> Array:
     """A power of 2 per group, by which its entries and `value` are far from the largest and the smallest numbers."""
     most = xp.max(xp.abs(xp.stop_gradient(v)), axis=-1, keepdims=True)
     most = xp.where(most > abs(value), most, abs(value))

@@ -6,6 +6,7 @@ import numpy as np
 
 from projgrad.namespace import Array, Namespace
 from projgrad.precision import precision
+from projgrad.sets.sums import comfortable
 
 __all__ = ["echelon", "inside_of_equations", "is_empty", "onto_equations", "onto_equations_in", "products", "row_space"]
 
@@ -157,11 +158,7 @@ def onto_equations_in(v: Array, h: Array, q: Array, c: Array, xp: Namespace) -> 
     _, s, made = xp.iterate(step, (one > 0, s, made), q.shape[0])
     across = xp.matrix_transpose(s)
     squares = xp.matmul(s, across)
-    most = xp.max(xp.abs(xp.stop_gradient(v)), axis=-1, keepdims=True)
-    most = xp.maximum(most, xp.max(xp.abs(c)))
-    one = xp.ones_like(most)
-    # with which no product with the roots of weights is lost
-    scale = xp.where(most > 2.0**60, 2.0**-60 * one, xp.where(most < 2.0**-60, 2.0**60 * one, one))
+    scale = comfortable(v, xp.max(xp.abs(c)), xp)  # with which no product with the roots of weights is lost
     v, c = v * scale, c * scale
     for _ in range(3):  # again, for what rounding left
         left = xp.matmul(made, (c - products(v, q, xp))[..., None])

@@ -10,7 +10,7 @@ from projgrad.coupled import VectorSet
 from projgrad.namespace import Array, Namespace
 from projgrad.precision import precision
 from projgrad.registry import register
-from projgrad.sets.sequences import Runs, after, balancing, positions, shifted, weighted, with_derivative
+from projgrad.sets.sequences import Runs, after, balancing, positions, shifted, weighted
 from projgrad.sets.thresholds import moderating
 from projgrad.values import native_group, set_number
 
@@ -81,7 +81,7 @@ class TotalVariationBall(VectorSet):
             mean = runs.sums(weighted(d, h)) / size
             return xp.where(outside, mean + _multiplier(mean, push, h, 0.0, xp) * push, d)
 
-        return with_derivative(y, v, derivative, h, xp) / shrink
+        return xp.with_derivative(y, v, derivative) / shrink
 
 
 def _pieces(h: Array | None, sign: Array, xp: Namespace) -> tuple[Runs, Array, Array]:

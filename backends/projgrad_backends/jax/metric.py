@@ -10,9 +10,10 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from types import FunctionType, MethodType
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -77,11 +78,11 @@ def weights_of(
     weights: list[Any] = [None] * len(leaves)
     if not wanted:
         return weights
-    for state in _with_numbers(list(_states(new, old)), list(_updates(inner.update)), "the transformation"):
+    for state in _with_numbers(list(_states(new, old)), list(_updates(inner.update, params))):
         for i, h in state.weights(params, leaves, tagged).items():
             if i in wanted:
                 if h is _UNKNOWN:
-                    raise ValueError(_refusal(state.name, _entry_of(i, tagged)))
+                    raise ValueError(f'{_entry_of(i, tagged)}: metric="optimizer", but {state.refusal}')
                 h = jax.lax.stop_gradient(jnp.broadcast_to(jnp.real(wide(h)), leaves[i].shape))
                 weights[i] = h if weights[i] is None else weights[i] * h
     return weights
@@ -116,6 +117,10 @@ class _State:
         return type(self.new).__name__
 
     @property
+    def refusal(self) -> str:
+        return f"no way is known to tell how {self.name} scales: {_WAYS.format(name=self.name)}"
+
+    @property
     def needs_numbers(self) -> bool:
         return _is_optax(self.new, FORMULAS)
 
@@ -124,12 +129,12 @@ class _State:
         by_user = _registered_for(self.new)
         if by_user is not None:
             made = by_user(self.new, params)
-            return {} if made is None else _present(self._flat(made, tagged))
+            return {} if made is None else _present(self._flat(made, params, tagged))
         if not self.needs_numbers:
-            return self._held(leaves, tagged)
+            return self._held(params, leaves, tagged)
         formula = FORMULAS[self.name]
-        after = [self._flat(getattr(self.new, field), tagged) for field in formula.fields]
-        before = [self._flat(getattr(self.old, field), tagged) for field in formula.before]
+        after = [self._flat(getattr(self.new, field), params, tagged) for field in formula.fields]
+        before = [self._flat(getattr(self.old, field), params, tagged) for field in formula.before]
         count = getattr(self.new, formula.steps) if formula.steps in self.new._fields else None  # tuples have a count
         compute, found = formula.by[self.maker], {}
         for i in _present(after[-1]):
@@ -143,19 +148,19 @@ class _State:
             found[i] = h if count is None else jnp.where(count > 0, h, jnp.ones_like(h))
         return found
 
-    def _held(self, leaves: Sequence[Any], tagged: Tagged) -> dict[int, Any]:
+    def _held(self, params: Any, leaves: Sequence[Any], tagged: Tagged) -> dict[int, Any]:
         """For an unknown state: the parameters that it holds something about, which are all if that cannot be told."""
         held: set[int] = set()
         for field in self.new if isinstance(self.new, tuple) else ():
             try:
-                held |= set(_present(tagged.treedef.flatten_up_to(field)))
+                held |= set(_present(_spread(field, params, tagged)))
             except (TypeError, ValueError):
                 continue
         return dict.fromkeys(held or range(len(leaves)), _UNKNOWN)
 
-    def _flat(self, tree: Any, tagged: Tagged) -> list[Any]:
+    def _flat(self, tree: Any, params: Any, tagged: Tagged) -> list[Any]:
         try:
-            return tagged.treedef.flatten_up_to(tree)
+            return _spread(tree, params, tagged)
         except (TypeError, ValueError):
             raise ValueError(
                 f'metric="optimizer": {self.name} holds no tree like the parameters, as inside of optax.flatten: wrap '
@@ -170,6 +175,23 @@ class _Injected:
     numbers: Numbers
     inside: list[_State | _Injected]
     needs_numbers = True
+
+
+@dataclasses.dataclass(frozen=True)
+class _Signs:
+    """`optax.scale_by_sign`, which has no state: the parameters that it is for, with what is masked skipped."""
+
+    params: Any
+    refusal = (
+        "scale_by_sign has no metric to project in, as its steps have the sign of the gradient, but not its size: "
+        'leave it at metric="euclidean"'
+    )
+
+    def weights(self, params: Any, leaves: Sequence[Any], tagged: Tagged) -> dict[int, Any]:
+        try:
+            return dict.fromkeys(_present(_spread(self.params, params, tagged)), _UNKNOWN)
+        except (TypeError, ValueError):  # of another structure, as inside of optax.flatten
+            return dict.fromkeys(range(len(leaves)), _UNKNOWN)
 
 
 def _states(new: Any, old: Any) -> Iterator[_State | _Injected]:
@@ -230,30 +252,46 @@ def _present(leaves: Sequence[Any]) -> dict[int, Any]:
     return {i: leaf for i, leaf in enumerate(leaves) if not is_skipped(leaf)}
 
 
+def _spread(tree: Any, params: Any, tagged: Tagged) -> list[Any]:
+    """The leaves of a tree like the parameters, in which a whole part may be skipped; each for its parameter."""
+
+    def fill(part: Any, below: Any) -> Any:
+        return jax.tree.map(lambda _: part, below, is_leaf=is_skipped) if is_skipped(part) else part
+
+    return tagged.treedef.flatten_up_to(jax.tree.map(fill, tree, params, is_leaf=is_skipped))
+
+
 def _ordered(mapping: Mapping[Any, Any]) -> list[Any]:
-    return sorted(mapping, key=str)
+    """The keys, in an order that JAX does not change."""
+    return list(mapping) if isinstance(mapping, OrderedDict) else sorted(mapping, key=str)
 
 
 # -- the numbers --------------------------------------------------------------------------------------------------
 
 
-def _with_numbers(states: Sequence[_State | _Injected], updates: Sequence[Any], where: str) -> list[_State]:
-    """The states with the numbers of their transformations, which come in the same order."""
-    kept = [found for found in updates if found[0] not in _SIGNS]
-    if len(kept) < len(updates) and not any(state.needs_numbers for state in states):
-        raise ValueError(_refusal("scale_by_sign", where))
+class _Update(NamedTuple):
+    """An update function of optax: by what it was made, its numbers, and the parameters it is for."""
+
+    maker: str
+    numbers: Numbers
+    params: Any
+
+
+def _with_numbers(states: Sequence[_State | _Injected], updates: Sequence[_Update]) -> list[_State | _Signs]:
+    """The states with the numbers of their transformations, which come in the same order; and those without a state."""
+    kept = [update for update in updates if update.maker not in _SIGNS]
     takers = [state for state in states if state.needs_numbers]
     fit = len(takers) == len(kept) and all(_fits(*pair) for pair in zip(takers, kept, strict=True))
-    nothing: tuple[str, Numbers] = ("", {})
+    nothing = _Update("", {}, None)
     given = iter(kept if fit else ())
-    found: list[_State] = []
+    found: list[_State | _Signs] = [_Signs(update.params) for update in updates if update.maker in _SIGNS]
     for state in states:
-        maker, numbers = next(given, nothing) if state.needs_numbers else nothing
+        maker, numbers, params = next(given, nothing) if state.needs_numbers else nothing
         if isinstance(state, _Injected):
             if not fit:
                 raise ValueError(_lost("optax.inject_hyperparams"))
             made = numbers["inner_factory"](**numbers["other_hps"], **state.numbers)
-            found += _with_numbers(state.inside, list(_updates(made.update)), where)
+            found += _with_numbers(state.inside, list(_updates(made.update, params)))
         elif state.needs_numbers and not fit and _registered_for(state.new) is None:
             raise ValueError(_lost(state.name))
         else:
@@ -261,43 +299,55 @@ def _with_numbers(states: Sequence[_State | _Injected], updates: Sequence[Any], 
     return found
 
 
-def _fits(state: _State | _Injected, update: tuple[str, Numbers]) -> bool:
+def _fits(state: _State | _Injected, update: _Update) -> bool:
     if isinstance(state, _Injected):
-        return update[0] == "inject_hyperparams"
-    return update[0] in FORMULAS[state.name].by
+        return update.maker == "inject_hyperparams"
+    return update.maker in FORMULAS[state.name].by
 
 
-def _updates(thing: Any, path: tuple[int, ...] = ()) -> Iterator[tuple[str, Numbers]]:
-    """The update functions of optax inside of `thing`, in order: by what they were made, and their numbers."""
+def _updates(thing: Any, params: Any, path: tuple[int, ...] = ()) -> Iterator[_Update]:
+    """The update functions of optax inside of `thing`, which is for these parameters, in order."""
     if id(thing) in path:
         return
     path = (*path, id(thing))
     if isinstance(thing, optax.GradientTransformation):
-        yield from _updates(thing.update, path)
+        yield from _updates(thing.update, params, path)
     elif isinstance(thing, MethodType):  # as of optax.MultiSteps
         inside = [x for x in vars(thing.__self__).values() if isinstance(x, optax.GradientTransformation)]
-        yield from _updates(inside, path)
+        yield from _updates(inside, params, path)
     elif isinstance(thing, functools.partial):
-        yield from _updates([thing.func, *thing.args, *thing.keywords.values()], path)
+        yield from _updates([thing.func, *thing.args, *thing.keywords.values()], params, path)
     elif isinstance(thing, FunctionType):
         held = _held(thing)
         maker = thing.__qualname__.partition(".")[0] if thing.__module__.startswith("optax.") else ""
         if maker in MAKERS or maker in _SIGNS or (maker == "inject_hyperparams" and "inner_factory" in held):
             # some of the numbers may be those of a function that the update calls
-            yield (
-                maker,
-                {k: v for f in held.values() if isinstance(f, FunctionType) for k, v in _held(f).items()} | held,
-            )
+            inner = {k: v for f in held.values() if isinstance(f, FunctionType) for k, v in _held(f).items()}
+            yield _Update(maker, inner | held, params)
+        elif maker == "masked" and held.keys() >= {"inner", "mask"}:
+            yield from _updates(held["inner"], _masked(params, held["mask"]), path)
+        elif maker == "partition" and held.keys() >= {"param_labels", "transforms"}:
+            labels = held["param_labels"]
+            labels = labels(params) if callable(labels) else labels
+            for group in _ordered(held["transforms"]):
+                mask = jax.tree.map(lambda label, group=group: label == group, labels)
+                yield from _updates(held["transforms"][group], _masked(params, mask), path)
         else:
-            yield from _updates(list(held.values()), path)
+            yield from _updates(list(held.values()), params, path)
     elif hasattr(thing, "__wrapped__"):  # jax.jit
-        yield from _updates(thing.__wrapped__, path)
+        yield from _updates(thing.__wrapped__, params, path)
     elif isinstance(thing, Mapping):
         for key in _ordered(thing):
-            yield from _updates(thing[key], path)
+            yield from _updates(thing[key], params, path)
     elif isinstance(thing, tuple | list):
         for part in thing:
-            yield from _updates(part, path)
+            yield from _updates(part, params, path)
+
+
+def _masked(params: Any, mask: Any) -> Any:
+    leaves = jax.tree.leaves(mask)  # a tree of flags may be a module that can be called, too
+    mask = mask(params) if leaves and all(map(callable, leaves)) else mask
+    return jax.tree.map(lambda kept, part: part if kept else optax.MaskedNode(), mask, params)
 
 
 def _held(function: FunctionType) -> dict[str, Any]:
@@ -316,10 +366,6 @@ def _is_filled(cell: Any) -> bool:
 # -- what to say --------------------------------------------------------------------------------------------------
 
 _WAYS = 'say what it scales by with projgrad.optax.register_metric({name}), or leave it at metric="euclidean"'
-
-
-def _refusal(name: str, where: str) -> str:
-    return f'{where}: metric="optimizer", but no way is known to tell how {name} scales: {_WAYS.format(name=name)}'
 
 
 def _lost(name: str) -> str:

@@ -63,6 +63,20 @@ class JaxNamespace(Namespace):
 
         return jax.lax.while_loop(go, lambda c: (c[0] + 1, *step(*c[1:])), (0, *state))[1:]
 
+    def unless(self, done: Any, function: Callable[..., Any], x: jax.Array, *others: Any) -> jax.Array:
+        if self.can_look(x):
+            return super().unless(done, function, x, *others)
+
+        @jax.custom_jvp
+        def skipping(done: jax.Array, x: jax.Array, *others: Any) -> jax.Array:
+            return jax.lax.cond(jnp.all(done), lambda x, *others: x, function, x, *others)
+
+        @skipping.defjvp
+        def jvp(primals: Any, tangents: Any) -> Any:
+            return jax.jvp(lambda x: function(x, *primals[2:]), primals[1:2], tangents[1:2])
+
+        return skipping(done, x, *others)
+
     def constant(self, value: FrozenArray, like: jax.Array) -> jax.Array:
         return jnp.asarray(self.finite(value, like.dtype).astype(like.dtype))
 

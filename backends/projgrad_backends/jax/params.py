@@ -8,11 +8,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from projgrad.audit import check_inside
 from projgrad.rules import Rules
 from projgrad_backends.jax.parameters import is_module
 from projgrad_backends.jax.tags import Tags, when_due
 
-__all__ = ["project_params", "violations"]
+__all__ = ["audit", "project_params", "project_tagged", "violations"]
 
 
 def project_params(
@@ -41,7 +42,12 @@ def project_params(
         nnx = sys.modules["flax.nnx"]
         nnx.update(params, project_params(nnx.state(params, nnx.Param), rules, tree=tree, model=params, step=step))
         return params
-    leaves, tagged = Tags(rules, tree, model).of(params)
+    return project_tagged(params, Tags(rules, tree, model), step)
+
+
+def project_tagged(params: Any, tags: Tags, step: Any) -> Any:
+    """A pytree with every parameter for which there is a tag projected."""
+    leaves, tagged = tags.of(params)
     return tagged.map(lambda entry, p: when_due(entry, step, lambda: entry.project(_alike(p), step), lambda: p), leaves)
 
 
@@ -73,6 +79,37 @@ def violations(
     if any(isinstance(value, jax.core.Tracer) for value in most.values()):
         return most
     return {name: float(value) for name, value in jax.device_get(most).items()}
+
+
+def audit(
+    params: Any,
+    rules: Rules | None = None,
+    *,
+    tree: Any = None,
+    model: Any = None,
+    step: Any = None,
+    tol: float | None = None,
+) -> None:
+    """Raise an error that names the parameters outside of their sets, as after averaging or loading there may be some.
+
+    Args:
+        params: a pytree of arrays, an equinox module, or an nnx.Module; not traced.
+        rules: as in `project`.
+        tree: as in `project`.
+        model: as in `project`; not needed where `params` is a module.
+        step: the number of steps made, for schedules.
+        tol: the distance from the set that is allowed; None for 1.5 times `projgrad.tolerance`.
+
+    Raises:
+        TypeError: as in `project`.
+        ValueError: a parameter is outside or not finite; as in `project`.
+    """
+    if is_module(params, "flax.nnx"):
+        nnx = sys.modules["flax.nnx"]
+        return audit(nnx.state(params, nnx.Param), rules, tree=tree, model=params, step=step, tol=tol)
+    leaves, tagged = Tags(rules, tree, model).of(params)
+    held = ((entry, _alike([leaves[i] for i in entry.handles])) for entry in tagged.plan)
+    return check_inside(held, step, tol)
 
 
 def _alike(arrays: list[Any]) -> list[Any]:

@@ -10,7 +10,7 @@ import jax
 
 from projgrad.plan import Plan, PlanEntry
 from projgrad.rules import Rules, resolve
-from projgrad.tag import Tag, as_tag, check_metric
+from projgrad.tag import Tag, as_tag, check_metric_name
 from projgrad_backends.jax.parameters import is_array, is_module, is_skipped, parameters
 
 __all__ = ["Tagged", "Tags", "when_due"]
@@ -66,7 +66,7 @@ class Tags:
     """
 
     def __init__(self, rules: Rules | None, tree: Any, model: Any, metric: str | None = None) -> None:
-        check_metric(metric, "projected")
+        check_metric_name(metric, "projected")
         if (rules is None) == (tree is None):
             raise ValueError("give either rules or tree=, the constraints by name or as a pytree prefix")
         if model is not None and not is_module(model):

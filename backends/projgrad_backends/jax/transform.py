@@ -10,9 +10,11 @@ import jax.numpy as jnp
 import optax
 
 from projgrad.rules import Rules
+from projgrad.tag import GRADIENT, UPDATE
 from projgrad_backends.jax.metric import weights_of
-from projgrad_backends.jax.params import project_params
+from projgrad_backends.jax.params import project_tagged
 from projgrad_backends.jax.tags import Tagged, Tags
+from projgrad_backends.jax.tangent import made_tangent, with_tangent_momentum
 from projgrad_backends.jax.update import onto
 
 __all__ = ["ProjectState", "apply_updates", "project", "projected"]
@@ -63,7 +65,8 @@ def project(
 
     def update(updates: Any, state: Any, params: Any = None, **extra: Any) -> tuple[Any, Any]:
         del extra
-        return projection.update(updates, state, params, projection.unweighted)
+        _need(params, "project")
+        return projection.update(updates, state, params)
 
     projection = _Projection(Tags(rules, tree, model))
     return optax.GradientTransformationExtraArgs(lambda params: projection.init(params, euclidean=True), update)
@@ -88,9 +91,9 @@ def projected(
     `scale_by_adadelta` and `scale_by_factored_rms` (adafactor). Their eps and decay rates, which no state holds, are
     read from their update functions. `register_metric` adds others. Where nothing scales, as in SGD and under a mask,
     and before the first step, the metric is the Euclidean one. Where only signs count (lion, sign_sgd, rprop) there is
-    none, and that is an error. A transformation without a state is taken to scale nothing. Factors that all entries of
-    a parameter share are left out, so that a `projgrad.Joint` set over parameters of different learning rates, or with
-    lamb's trust ratios, ends elsewhere.
+    none, and that is an error for the parameters it is asked for. Any other transformation without a state is taken to
+    scale nothing. Factors that all entries of a parameter share are left out, so that a `projgrad.Joint` set over
+    parameters of different learning rates, or with lamb's trust ratios, ends elsewhere.
 
     Args:
         inner: any optax transformation.
@@ -120,18 +123,24 @@ def projected(
         return state, own
 
     def update(updates: Any, state: Any, params: Any = None, **extra: Any) -> tuple[Any, Any]:
-        if params is None:
-            raise ValueError(_NO_PARAMS.format("projected"))
+        _need(params, "projected")
         old, own = state
+        leaves, tagged = projection.tags.of(params)
+        step = own.count if tagged.plan.counts else None
+        updates = made_tangent(tagged, GRADIENT, leaves, updates, step, descent=True)
         updates, new = extended.update(updates, old, params, **extra)
+        updates = made_tangent(tagged, UPDATE, leaves, updates, step)
         weights = partial(weights_of, inner, new, old, params)
         updates, own = projection.update(updates, own, params, weights)
+        new = with_tangent_momentum(tagged, new, params, updates, own.count if tagged.plan.counts else None)
         return updates, (new, own)
 
     return optax.GradientTransformationExtraArgs(init, update)
 
 
-_NO_PARAMS = "projgrad.optax.{} needs the parameters: call update(updates, state, params)"
+def _need(params: Any, who: str) -> None:
+    if params is None:
+        raise ValueError(f"projgrad.optax.{who} needs the parameters: call update(updates, state, params)")
 
 
 class _Projection:
@@ -145,13 +154,11 @@ class _Projection:
         leaves, tagged = self.tags.of(params)
         tagged.check(leaves)
         if euclidean:
-            _refuse_metric(tagged, "project() in a chain")
+            _refuse_options(tagged, "project() in a chain")
         return ProjectState(jnp.zeros((), jnp.int32)) if tagged.plan.counts else optax.EmptyState()
 
-    def update(self, updates: Any, state: Any, params: Any, weights: Any) -> tuple[Any, Any]:
-        """The updates that end in the sets, where ``weights(leaves, tagged)`` are those of the metric."""
-        if params is None:
-            raise ValueError(_NO_PARAMS.format("project"))
+    def update(self, updates: Any, state: Any, params: Any, weights: Any = None) -> tuple[Any, Any]:
+        """The updates that end in the sets, nearest in the metric of ``weights(leaves, tagged)``."""
         leaves, tagged = self.tags.of(params)
         step = None
         if tagged.plan.counts:
@@ -160,11 +167,8 @@ class _Projection:
             step = state.count + 1
             state = ProjectState(step)
         given = tagged.treedef.flatten_up_to(updates)
-        return tagged.map(partial(onto, step=step), leaves, weights(leaves, tagged), given), state
-
-    @staticmethod
-    def unweighted(leaves: list[Any], tagged: Any) -> list[Any]:
-        return [None] * len(leaves)
+        h = [None] * len(leaves) if weights is None else weights(leaves, tagged)
+        return tagged.map(partial(onto, step=step), leaves, h, given), state
 
 
 def apply_updates(
@@ -188,18 +192,21 @@ def apply_updates(
     Raises:
         TypeError, ValueError: as in `project`.
     """
-    _refuse_metric(Tags(rules, tree, model).of(params)[1], "apply_updates()")
+    tags = Tags(rules, tree, model)
+    _refuse_options(tags.of(params)[1], "apply_updates()")
     added = jax.tree.map(_add, params, updates, is_leaf=lambda leaf: leaf is None)
-    return project_params(added, rules, tree=tree, model=model, step=step)
+    return project_tagged(added, tags, step)
 
 
-def _refuse_metric(tagged: Tagged, who: str) -> None:
-    asking = [entry.name for entry in tagged.plan if entry.in_metric]
-    if asking:
-        raise ValueError(
-            f'{", ".join(asking)}: {who} does not see the state of the optimizer, which metric="optimizer" needs: '
-            "use projgrad.optax.projected(optimizer, rules)"
-        )
+def _refuse_options(tagged: Tagged, who: str) -> None:
+    """Raise ValueError where an option asks for what only `projected` can do."""
+    for option, asked in (('metric="optimizer"', lambda e: e.in_metric), ("tangent=", lambda e: e.tag.tangent)):
+        asking = [entry.name for entry in tagged.plan if asked(entry)]
+        if asking:
+            raise ValueError(
+                f"{', '.join(asking)}: {who} does not see the state of the optimizer, which {option} needs: use "
+                "projgrad.optax.projected(optimizer, rules)"
+            )
 
 
 def _add(p: Any, u: Any) -> Any:

@@ -8,9 +8,8 @@ import jax
 import jax.numpy as jnp
 
 from projgrad.constraint import Constraint
-from projgrad.moves import Clip, Move, Relaxed, is_one
+from projgrad.moves import Clip, Move, Piecewise, Relaxed, is_one
 from projgrad.plan import PlanEntry
-from projgrad.slices import Piecewise
 from projgrad_backends.jax.namespace import xp
 from projgrad_backends.jax.parameters import is_skipped
 from projgrad_backends.jax.tags import when_due

@@ -49,11 +49,15 @@ def register_metric(optimizer: type) -> Callable[[_F], _F]:
 
 
 def check_scaling(plan: Plan, optimizer: Any) -> None:
-    """Raise ValueError where an entry of the plan needs a metric that is not known."""
+    """Raise ValueError where an entry of the plan needs a metric that is not known, or another option Keras lacks."""
     for entry in plan:
+        if entry.tag.tangent is not None:
+            raise ValueError(
+                f"{entry.name}: tangent={entry.tag.tangent!r} is implemented for PyTorch and optax only; leave it out"
+            )
         if entry.in_metric:
             for variable in entry.handles:
-                part, _ = _place(optimizer, variable)
+                part = _stepping(optimizer, variable)
                 if part is not None:
                     _scaling(type(part))
 
@@ -62,9 +66,10 @@ def moments_before(plan: Plan, optimizer: Any) -> dict[int, Any]:
     """What the metric of a step needs of the state before it, by the id of the variable."""
     found = {}
     for variable in _in_metric(plan):
-        part, index = _place(optimizer, variable)
+        part = _stepping(optimizer, variable)
         if isinstance(part, optimizers.Adadelta) and _scaling(type(part)) is _adadelta:
-            found[id(variable)] = ops.copy(part._accumulated_delta_vars[index])  # its step changes them in place
+            moved = part._accumulated_delta_vars[part._get_variable_index(variable)]
+            found[id(variable)] = ops.copy(moved)  # its step changes them in place
     return found
 
 
@@ -79,17 +84,17 @@ def weights_of(optimizer: Any, variables: Sequence[Any], before: dict[int, Any])
     Returns:
         For each variable a tensor; None if all its entries are alike.
     """
-    return [_weights(*_place(optimizer, variable), before.get(id(variable))) for variable in variables]
+    return [_weights(_stepping(optimizer, variable), variable, before.get(id(variable))) for variable in variables]
 
 
-def _weights(optimizer: Any, index: int, before: Any) -> Any:
+def _weights(optimizer: Any, variable: Any, before: Any) -> Any:
     scaling = _scaling(type(optimizer))
     if scaling is None:
         return None
+    index = optimizer._get_variable_index(variable)
     h = scaling(optimizer, index, before) if scaling is _adadelta else scaling(optimizer, index)
     if h is None:
         return None
-    variable = optimizer._trainable_variables[index]
     h = ops.broadcast_to(_wide(h), variable.shape)
     # positive and finite; that of a step that diverged does not matter
     h = ops.minimum(ops.where(h > 1e-37, h, 1e-37), 1e37)
@@ -100,16 +105,13 @@ def _scaling(kind: type) -> Callable[..., Any] | None:
     return look_up(_known, kind, "keras")
 
 
-def _place(optimizer: Any, variable: Any) -> tuple[Any, int]:
-    """The optimizer that makes the steps of a variable, and its index there; not before a MultiOptimizer is built."""
+def _stepping(optimizer: Any, variable: Any) -> Any:
+    """The optimizer that makes the steps of a variable; None before a MultiOptimizer is built."""
     while hasattr(optimizer, "inner_optimizer"):  # a LossScaleOptimizer
         optimizer = optimizer.inner_optimizer
     if hasattr(optimizer, "_var_to_optimizer_idx"):
-        optimizer = optimizer.optimizers[optimizer._var_to_optimizer_idx[optimizer._var_key(variable)]]
-    elif type(optimizer).__name__ == "MultiOptimizer":
-        return None, -1
-    places = (i for i, trained in enumerate(optimizer._trainable_variables) if trained is variable)
-    return optimizer, next(places, -1)
+        return optimizer.optimizers[optimizer._var_to_optimizer_idx[optimizer._var_key(variable)]]
+    return None if type(optimizer).__name__ == "MultiOptimizer" else optimizer
 
 
 def _in_metric(plan: Plan) -> list[Any]:
@@ -166,6 +168,7 @@ def _adafactor(optimizer: Any, index: int) -> Any:
 
 _known[optimizers.SGD] = None
 _known[optimizers.Lion] = "its steps have the sign of the gradient, but not its size"
+_known[optimizers.Ftrl] = "it makes the weights of sums over all its steps, and so forgets the projected ones"
 if hasattr(optimizers, "Muon"):
     _known[optimizers.Muon] = "its steps mix the entries of the gradient"
 

@@ -34,7 +34,7 @@ class ProjectedOptimizer(keras.optimizers.Optimizer):
     Adam and its kin settle on the constrained minimum where a set couples entries. The h are read from the state of
     Adam, AdamW, Nadam, Adamax, Lamb, RMSprop, Adagrad, Adadelta and Adafactor, each as its step computes them;
     `register_metric` adds others. Under SGD, before the first step and at the end of `fit`, the metric is the Euclidean
-    one. Lion and Muon have none, and are refused.
+    one. Lion, Ftrl and Muon have none, and are refused.
 
     Args:
         optimizer: the optimizer to wrap, then available as `inner`.

@@ -10,13 +10,14 @@ from typing import Any
 import keras
 import numpy as np
 
+from projgrad.audit import check_inside
 from projgrad.constraint import Constraint
 from projgrad.namespace import native
 from projgrad.plan import Plan, PlanEntry
 from projgrad.rules import Rules, resolve
 from projgrad_backends.keras.parameters import described
 
-__all__ = ["Progress", "Projection", "project_params", "violations"]
+__all__ = ["Progress", "Projection", "audit", "project_params", "violations"]
 
 
 _Weights = Callable[[Sequence[Any]], list[Any]]
@@ -174,6 +175,23 @@ def violations(model: Any, rules: Rules | None = None, *, step: int | None = Non
         TypeError, ValueError: the rules do not fit the model.
     """
     return Projection(resolve(rules, described(model))).violations(step)
+
+
+def audit(model: Any, rules: Rules | None = None, *, step: int | None = None, tol: float | None = None) -> None:
+    """Raise an error that names the weights outside of their sets, as after averaging or loading there may be some.
+
+    Args:
+        model: a built Keras model or layer, or a list of variables.
+        rules: what is constrained; None for what the layers are tagged with.
+        step: the number of steps made, for schedules.
+        tol: the distance from the set that is allowed; None for 1.5 times `projgrad.tolerance`.
+
+    Raises:
+        TypeError: the rules do not fit the model.
+        ValueError: a weight is outside or not finite; the rules do not fit the model.
+    """
+    with _without_gradients():
+        check_inside(((entry, entry.handles) for entry in resolve(rules, described(model))), step, tol)
 
 
 def _without_gradients() -> AbstractContextManager[Any]:

@@ -9,7 +9,7 @@ from typing import Any
 import keras
 
 from projgrad.rules import Rules, resolve
-from projgrad.tag import check_metric
+from projgrad.tag import check_metric_name
 from projgrad_backends.keras.parameters import in_list, in_model, is_built
 from projgrad_backends.keras.projection import Projection
 from projgrad_backends.keras.saving import load_plan, save_rules
@@ -24,7 +24,7 @@ class GivenRules:
         if model is not None and not isinstance(model, keras.layers.Layer):
             raise TypeError(f"model is a Keras model or layer, not {type(model).__name__}")
         resolve(rules, (), unused=True)  # raises for what is no rule, before anything waits for the model
-        check_metric(metric, "ProjectedOptimizer")
+        check_metric_name(metric, "ProjectedOptimizer")
         self._given, self._metric = rules is not None, metric
         self._rules = dict(rules or {})
         classes = [selector.__name__ for selector in self._rules if isinstance(selector, type)]

@@ -118,6 +118,13 @@ _FUNCTIONS = SimpleNamespace(
 )
 
 
+def _gradient(function: Callable[[tf.Tensor], tf.Tensor], x: tf.Tensor, upstream: tf.Tensor) -> tf.Tensor:
+    with tf.GradientTape() as tape:
+        tape.watch(x)
+        y = function(x)
+    return tape.gradient(y, x, upstream)
+
+
 class TensorFlowNamespace(Namespace):
     """A thin Array API over TensorFlow, which has none of its own."""
 
@@ -131,7 +138,10 @@ class TensorFlowNamespace(Namespace):
         return tf.stop_gradient(value) - (tf.stop_gradient(derivative) - derivative)  # -0 - 0 is -0
 
     def with_derivative(self, value: tf.Tensor, x: tf.Tensor, derivative: Callable[..., Any]) -> tf.Tensor:
-        return tf.custom_gradient(lambda x: (tf.identity(value), derivative))(x)
+        def held(x: tf.Tensor) -> Any:
+            return tf.identity(value), lambda upstream: _gradient(derivative, tf.zeros_like(x), upstream)
+
+        return tf.custom_gradient(held)(x)
 
     def can_look(self, x: tf.Tensor) -> bool:
         return tf.executing_eagerly() and "CPU" in x.device
@@ -142,6 +152,13 @@ class TensorFlowNamespace(Namespace):
     def iterate(self, step: Callable[..., Any], state: tuple[Any, ...], most: int) -> tuple[Any, ...]:
         go = lambda moving, *_: tf.reduce_any(moving)  # noqa: E731
         return tuple(tf.while_loop(go, lambda *s: tuple(step(*s)), state, maximum_iterations=most))
+
+    def unless(self, done: Any, function: Callable[..., Any], x: tf.Tensor, *others: Any) -> tf.Tensor:
+        def skipping(x: tf.Tensor) -> Any:
+            y = tf.cond(tf.reduce_all(done), lambda: x, lambda: function(x, *others))
+            return y, lambda upstream: _gradient(lambda x: function(x, *others), x, upstream)
+
+        return tf.custom_gradient(skipping)(x)
 
     def constant(self, value: FrozenArray, like: tf.Tensor) -> tf.Tensor:
         return tf.constant(self.finite(value, like.dtype), like.dtype)

@@ -8,12 +8,13 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
+from projgrad.audit import check_inside
 from projgrad.namespace import native
 from projgrad.plan import Plan, PlanEntry
 from projgrad.rules import Parameter, Rules, Use, resolve
 from projgrad.schedule import is_step
 
-__all__ = ["project_params", "violations"]
+__all__ = ["audit", "project_params", "violations"]
 
 _NO_LAYER = 'TensorFlow variables have no layer that tells what is "incoming": give the axes as numbers, e.g. axis=0'
 
@@ -77,6 +78,22 @@ def violations(variables: Any, rules: Rules, *, step: Any = None) -> dict[str, f
         distances = entry.violation(entry.handles, step).numpy()
         found[entry.name] = float(np.max(distances, initial=found.get(entry.name, 0.0)))
     return found
+
+
+def audit(variables: Any, rules: Rules, *, step: Any = None, tol: float | None = None) -> None:
+    """Raise an error that names the variables outside of their sets, as after averaging or loading there may be some.
+
+    Args:
+        variables: a `tf.Module`, a mapping of names to variables, or a list of variables.
+        rules: name patterns to constraints.
+        step: the number of steps made, for schedules.
+        tol: the distance from the set that is allowed; None for 1.5 times `projgrad.tolerance`.
+
+    Raises:
+        TypeError: the rules do not fit the variables.
+        ValueError: a variable is outside or not finite; the rules do not fit the variables.
+    """
+    check_inside(((entry, entry.handles) for entry in _resolved(variables, rules)), step, tol)
 
 
 def _resolved(variables: Any, rules: Rules) -> Plan:

@@ -15,12 +15,13 @@ import torch
 
 from projgrad.constraint import Constraint
 from projgrad.function import as_constraint
-from projgrad.moves import Clip, Move, Relaxed, Scale
+from projgrad.moves import Clip, Move, Piecewise, Relaxed, Scale
 from projgrad.plan import PlanEntry
 from projgrad.precision import precision
-from projgrad.slices import Piecewise
+from projgrad_backends.torch.held import refuse_opaque
 from projgrad_backends.torch.namespace import TorchNamespace
 from projgrad_backends.torch.namespace import xp as plain
+from projgrad_backends.torch.sharded import Whole, is_sharded
 
 __all__ = ["Located", "carry_out", "project_", "project_all", "project_each"]
 
@@ -44,17 +45,30 @@ def project_(x: torch.Tensor, constraint: Constraint | Callable[[Any], Any]) -> 
     checked = as_constraint(constraint)
     checked.check_dtype(x.dtype)
     checked.check_shape(tuple(x.shape))
-    if x.numel():
-        carry_out(x, checked.move(x, xp))
+    whole = Whole([x], checked) if is_sharded([x]) else None
+    array = x if whole is None else whole.arrays[0]
+    if array.numel():
+        carry_out(array, checked.move(array, xp))
+    if whole is not None:
+        whole.write_back()
     return x
 
 
 @torch.no_grad()
 def project_all(located: Iterable[Located], step: int | None = None) -> None:
     """Project all in place, or, where a function fails, none."""
-    moves = list(_moves(located, step))
-    for move in moves:
-        _write(*move)
+    located = list(located)
+    try:
+        if any(is_sharded(tensors) for tensors, _, _ in located):  # whole, all together may not fit in the memory
+            for _ in _moves(located, step):
+                pass
+            project_each(located, step)
+        else:
+            for move in list(_moves(located, step)):
+                _write(*move)
+    except NotImplementedError as error:
+        refuse_opaque(located, error)
+        raise
 
 
 @torch.no_grad()
@@ -64,23 +78,30 @@ def project_each(located: Iterable[Located], step: int | None = None) -> None:
         _write(*move)
 
 
-_Planned = tuple[Sequence[torch.Tensor], PlanEntry, torch.Tensor, Move]
+_Planned = tuple[Sequence[torch.Tensor], PlanEntry, torch.Tensor, Move, Whole | None]
 
 
 def _moves(located: Iterable[Located], step: int | None) -> Iterator[_Planned]:
     for tensors, entry, weights in located:
-        x = entry.gather(tensors)
+        whole = None
+        if is_sharded(tensors):
+            whole = Whole(tensors, entry.constraint, joint=entry.layout is not None, weights=weights)
+            tensors, weights = whole.arrays, whole.weights
+        x = tensors[0] if entry.layout is None else entry.gather(tensors)
         if x.numel():
             metric = None if weights is None else entry.gather_metric(weights)
             # in a metric there are arrays of the parameter's size anyway, and norms in float64 would widen them
-            yield tensors, entry, x, entry.constraint.move(x, xp if metric is None else plain, metric, step=step)
+            move = entry.constraint.move(x, xp if metric is None else plain, metric, step=step)
+            yield tensors, entry, x, move, whole
 
 
-def _write(tensors: Sequence[torch.Tensor], entry: PlanEntry, x: torch.Tensor, move: Move) -> None:
+def _write(tensors: Sequence[torch.Tensor], entry: PlanEntry, x: torch.Tensor, move: Move, whole: Whole | None) -> None:
     carry_out(x, move)
     if entry.layout is not None:  # then `x` is a copy
         for tensor, part in zip(tensors, entry.scatter(x), strict=True):
             tensor.copy_(part)
+    if whole is not None:
+        whole.write_back()
 
 
 def carry_out(x: torch.Tensor, move: Move) -> None:

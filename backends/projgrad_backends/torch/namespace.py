@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -9,17 +10,33 @@ from weakref import WeakKeyDictionary
 import array_api_compat.torch
 import torch
 from torch._higher_order_ops.while_loop import while_loop
+from torch.autograd import forward_ad
 
 from projgrad.frozen import FrozenArray
-from projgrad.namespace import Namespace
+from projgrad.namespace import EagerNamespace
 
 __all__ = ["xp"]
 
 _SINGLE_FROM = {torch.float16, torch.bfloat16}
 _LONG = 128  # rounds
+_MANY = 2**12  # entries, for which the calls themselves no longer matter
+_BITS = {torch.float32: torch.int32, torch.float64: torch.int64}
+_PLAIN = (torch.Tensor, torch.nn.Parameter)
 
 
-class TorchNamespace(Namespace):
+def _is_plain(first: torch.Tensor, *others: Any) -> bool:
+    """Whether these are many entries on a CPU that nothing traces, transforms or differentiates."""
+    if first.numel() < _MANY or first.device.type != "cpu" or torch.compiler.is_compiling():
+        return False
+    if torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0:
+        return False
+    tensors = [x for x in (first, *others) if isinstance(x, torch.Tensor)]
+    if len({x.dtype for x in tensors[1:]}) > 1 or any(type(x) not in _PLAIN for x in tensors):
+        return False
+    return not (torch.is_grad_enabled() and any(x.requires_grad for x in tensors))
+
+
+class TorchNamespace(EagerNamespace):
     """array-api-compat's functions, with what is quicker or differentiable in PyTorch."""
 
     def upcast(self, x: torch.Tensor) -> torch.Tensor:
@@ -46,6 +63,30 @@ class TorchNamespace(Namespace):
 
     def may_differentiate(self, x: torch.Tensor) -> bool:
         return x.requires_grad and torch.is_grad_enabled()
+
+    # PyTorch branches on every entry here, which takes up to twenty times as long on a CPU
+
+    def where(self, condition: torch.Tensor, x: Any, y: Any) -> torch.Tensor:
+        like = x if isinstance(x, torch.Tensor) else y
+        if not _is_plain(condition, x, y) or getattr(like, "dtype", None) not in _BITS:
+            return self.module.where(condition, x, y)
+        bits = _BITS[like.dtype]
+        mask = condition.to(bits).neg_()  # all bits or none
+        x, y = (torch.as_tensor(v, dtype=like.dtype).view(bits) for v in (x, y))
+        return (x ^ y).bitwise_and(mask).bitwise_xor(y).view(like.dtype)
+
+    def isfinite(self, x: torch.Tensor) -> torch.Tensor:
+        return x.abs() < math.inf if _is_plain(x) else torch.isfinite(x)
+
+    def all(self, x: torch.Tensor, axis: Any = None, keepdims: bool = False) -> torch.Tensor:
+        if not _is_plain(x) or x.dtype != torch.bool or axis == ():
+            return self.module.all(x, axis=axis, keepdims=keepdims)
+        return x.view(torch.uint8).amin(() if axis is None else axis, keepdim=keepdims).bool()
+
+    def any(self, x: torch.Tensor, axis: Any = None, keepdims: bool = False) -> torch.Tensor:
+        if not _is_plain(x) or x.dtype != torch.bool or axis == ():
+            return self.module.any(x, axis=axis, keepdims=keepdims)
+        return x.view(torch.uint8).amax(() if axis is None else axis, keepdim=keepdims).bool()
 
     def iterate(self, step: Callable[..., Any], state: tuple[Any, ...], most: int) -> tuple[Any, ...]:
         if torch.compiler.is_compiling():

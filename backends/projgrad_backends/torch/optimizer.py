@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -11,17 +12,28 @@ from torch.optim import Optimizer
 
 from projgrad.plan import Plan, PlanEntry
 from projgrad.rules import Parameter, Rules
-from projgrad.tag import EUCLIDEAN, Joint, Tag, as_tag, check_metric
+from projgrad.tag import EUCLIDEAN, Joint, Tag, as_tag, check_metric_name
+from projgrad_backends.torch.checkpoint import Undo, counts, only_initialises, publish, saved_steps
+from projgrad_backends.torch.delegate import Delegate
+from projgrad_backends.torch.held import (
+    Places,
+    Position,
+    by_position,
+    check_alive,
+    check_not_flat,
+    check_optimizer,
+    places_in,
+    warn_without_gradients,
+)
 from projgrad_backends.torch.inplace import Located, project_all, project_each
-from projgrad_backends.torch.metrics import scaling_of, weights
+from projgrad_backends.torch.metric import scaling_of, weights
 from projgrad_backends.torch.parameters import names_of, of_model, of_tensor, resolved
+from projgrad_backends.torch.tangent import Tangents
 
 __all__ = ["ProjectedOptimizer"]
 
-_Position = tuple[int, int]  # of a parameter in the groups, since the tensors there may be exchanged
 
-
-class ProjectedOptimizer(Optimizer):
+class ProjectedOptimizer(Delegate):
     """Any torch optimizer, with the tagged parameters replaced by the nearest point of their sets after every step.
 
     The parameters are also projected once when the optimizer is wrapped. State, param groups, hooks and checkpoints are
@@ -46,15 +58,26 @@ class ProjectedOptimizer(Optimizer):
     has been made for. Known are the optimizers of `torch.optim`, apart from LBFGS, Muon and Rprop, which have no such
     h; for others, see `register_metric`.
 
+    Parameters may be sharded (DTensor), if that is done before. A step raises RuntimeError, with the name, for a tagged
+    parameter that is not the model's any more, or that has another shape than when it was tagged.
+
     Raises:
-        TypeError: `optimizer` is not a torch optimizer, or a selected parameter is not floating-point.
-        ValueError: it is wrapped already; nothing is tagged; the rules do not fit (see `projgrad.rules.resolve`); the
-            metric of the optimizer is asked for, but not known, or the parameter is complex. Nothing is changed then.
+        TypeError: `optimizer` is not a torch optimizer, or a selected parameter is not floating-point, or of a class
+            that lacks what a projection needs, as quantized ones do.
+        ValueError: it is wrapped already; nothing is tagged; the rules do not fit (see `projgrad.rules.resolve`, or
+            because FSDP1 has made the parameters flat); the metric of the optimizer is asked for, but not known, or the
+            parameter is complex. Nothing is changed then.
 
     Example:
         >>> adam = torch.optim.Adam(model.parameters())
         >>> optimizer = ProjectedOptimizer(adam, {"*.weight": pg.MaxNorm(3.0)}, model=model)
     """
+
+    # what a copy does not take with it
+    _places: Places = MappingProxyType({})
+    _undo: Undo | None = None
+    _initialising = False
+    _tangents: Tangents | None = None
 
     def __init__(
         self,
@@ -67,16 +90,15 @@ class ProjectedOptimizer(Optimizer):
     ) -> None:
         if isinstance(optimizer, ProjectedOptimizer):
             raise ValueError("the optimizer is a ProjectedOptimizer already: change its rules with set_rules()")
-        if not isinstance(optimizer, Optimizer):
-            raise TypeError(f"ProjectedOptimizer wraps a torch.optim.Optimizer, not {type(optimizer).__name__}")
+        check_optimizer(optimizer)
         if _is_wrapped(optimizer):
             raise ValueError("the optimizer is wrapped by another ProjectedOptimizer already: change that one's rules")
-        check_metric(metric, "ProjectedOptimizer")
+        check_metric_name(metric, "ProjectedOptimizer")
         self.inner = optimizer
         self._metric = metric or EUCLIDEAN
         self._group_tags = [_tag_of(group) for group in optimizer.param_groups]
         self._names: Rules = {}
-        self._steps = 0
+        self._steps = saved_steps(optimizer.param_groups) or 0  # of a state that was loaded before
         self.set_rules(rules, model=model, partial=partial)
         for group in optimizer.param_groups:
             group.pop("constraint", None)
@@ -105,15 +127,38 @@ class ProjectedOptimizer(Optimizer):
                 "holds them, say partial=True; if they are frozen, leave them free with a rule that maps them to None; "
                 "if the model was moved, sharded or reloaded after the optimizer was made, make the optimizer anew"
             )
-        self._check_metric(tagged)
-        project_all(self._located(tagged), self._steps)
-        self._tagged, self._waiting = tagged, waiting
+        resumed = self._steps > 0 and "_tagged" not in vars(self)
+        self._undo = self._start([entry for entry in tagged if not (resumed and counts(entry))])
+        self._hold(tagged, waiting)
+        self._places = places_in(model, self.param_groups)
         self._names = {key: rule for key, rule in (rules or {}).items() if isinstance(key, str)}
+
+    def _start(self, entries: list[PlanEntry]) -> Undo | None:
+        """Check parameters that are new in the plan, and project them; what a checkpoint undoes that is loaded next."""
+        self._check_metric(entries)
+        groups = self.param_groups
+        for entry in entries:
+            check_not_flat(entry, [groups[g]["params"][i] for g, i in entry.handles])
+        again = [] if self._steps else [at for entry in entries if counts(entry) for at in entry.handles]
+        undo = Undo(groups, again) if again else None
+        project_all(self._located(entries), self._steps)
+        if undo is not None:
+            undo.projected(groups)
+        return undo
+
+    def _hold(self, tagged: list[PlanEntry], waiting: list[PlanEntry]) -> None:
+        self._tagged, self._waiting = tagged, waiting
+        self._counts = any(counts(entry) for entry in tagged)
+        self._asking = [entry for entry in tagged if entry.tag.tangent is not None]
+        self._publish()
+
+    def _publish(self) -> None:
+        publish(self.inner.param_groups, self._steps if self._counts else None)
 
     def _resolve(self, rules: Rules | None, model: torch.nn.Module | None) -> tuple[list[PlanEntry], list[PlanEntry]]:
         """What holds for the parameters that the optimizer holds, and for others."""
         known = [] if model is None else of_model(model)
-        positions: dict[int, _Position] = {}
+        positions: dict[int, Position] = {}
         in_model = {id(parameter.handle) for parameter in known}
         classes = [key.__name__ for key in rules or () if isinstance(key, type)]
         if classes and model is None:
@@ -128,10 +173,10 @@ class ProjectedOptimizer(Optimizer):
         known = [self._with_group_tag(p, positions.get(id(p.handle))) for p in known]
         found = resolved(rules, known, metric=self._default_metric())
         held = [any(id(tensor) in positions for tensor in entry.handles) for entry in found]
-        tagged = [_by_position(entry, positions) for entry, here in zip(found, held, strict=True) if here]
+        tagged = [by_position(entry, positions) for entry, here in zip(found, held, strict=True) if here]
         return tagged, [entry for entry, here in zip(found, held, strict=True) if not here]
 
-    def _with_group_tag(self, parameter: Parameter, position: _Position | None) -> Parameter:
+    def _with_group_tag(self, parameter: Parameter, position: Position | None) -> Parameter:
         tag = None if position is None else self._group_tags[position[0]]
         if position is None or tag is None:
             return parameter
@@ -145,14 +190,15 @@ class ProjectedOptimizer(Optimizer):
         self._group_tags.append(tag)
         try:
             tagged, arrived = self._resolve_group(g)
-            self._check_metric(tagged)
-            project_all(self._located(tagged), self._steps)
+            undo = self._start(tagged)
         except Exception:
             self.param_groups.pop()
             self._group_tags.pop()
             raise
-        self._waiting = [entry for entry in self._waiting if not any(entry is other for other in arrived)]
-        self._tagged += tagged
+        if undo is not None:
+            self._undo = undo if self._undo is None else self._undo | undo
+        waiting = [entry for entry in self._waiting if not any(entry is other for other in arrived)]
+        self._hold([*self._tagged, *tagged], waiting)
 
     def _resolve_group(self, g: int) -> tuple[list[PlanEntry], list[PlanEntry]]:
         """What holds for the parameters of a new group, and which of it was waiting for them."""
@@ -173,7 +219,7 @@ class ProjectedOptimizer(Optimizer):
         found = resolved(self._names, others, unused=True, metric=metric)
         if not isinstance(self._group_tags[g], Joint) and any(isinstance(entry.tag, Joint) for entry in found):
             raise ValueError("a set over several parameters holds for this group too: call set_rules() after adding it")
-        return [_by_position(entry, positions) for entry in (*arrived, *found)], arrived
+        return [by_position(entry, positions) for entry in (*arrived, *found)], arrived
 
     @property
     def plan(self) -> Plan:
@@ -182,12 +228,16 @@ class ProjectedOptimizer(Optimizer):
 
     def project(self) -> None:
         """Project all tagged parameters now: after loading or averaging weights, for instance."""
-        project_each(self._located(self._tagged), self._steps)
+        project_each(self._located(self._tagged, check=True), self._steps)
 
-    def _located(self, entries: Iterable[PlanEntry]) -> Iterator[Located]:
+    def _located(self, entries: Iterable[PlanEntry], *, check: bool = False) -> Iterator[Located]:
         groups = self.inner.param_groups
         for entry in entries:
-            tensors = [groups[g]["params"][i] for g, i in entry.handles]
+            g, i = entry.handles[0]
+            x = groups[g]["params"][i]
+            tensors = [x] if entry.layout is None else [groups[g]["params"][i] for g, i in entry.handles]
+            if check and (x.grad is None or x.shape != entry.shapes[0] or len(tensors) > 1):
+                check_alive(entry, tensors, self._places)
             if not entry.in_metric or entry.constraint.axis == ():  # for single entries, it is the same in all
                 yield tensors, entry, None
             else:
@@ -213,89 +263,82 @@ class ProjectedOptimizer(Optimizer):
 
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """One step of the wrapped optimizer, then the projection; hooks that run after it see projected weights."""
-        return self.inner.step() if closure is None else self.inner.step(closure)
+        if closure is not None:
+            return self.inner.step(self._tangent(closure) if self._asking else closure)
+        if torch.compiler.is_compiling():
+            return self.inner.step()
+        if not self._places:
+            warn_without_gradients(self.inner)
+        self._initialising = only_initialises(self.inner)
+        try:
+            return self.inner.step()
+        finally:
+            self._initialising = False
 
     # the hooks of the wrapped optimizer run, and those for all optimizers only once
     step.hooked = True  # type: ignore[attr-defined]
 
+    def _tangent(self, closure: Callable[[], Any]) -> Callable[[], Any]:
+        """The closure, after which the gradients are tangent that ought to be."""
+
+        def evaluate() -> Any:
+            loss = closure()
+            if self._tangents is not None:
+                self._tangents.gradients()
+            return loss
+
+        return evaluate
+
+    def _before_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+        self._tangents = None
+        if self._asking and not self._initialising:
+            self._tangents = Tangents(self._asking, self.param_groups, self._steps)
+            if (*args[1:], kwargs.get("closure"))[0] is None:  # the first is the optimizer
+                self._tangents.gradients()
+            self._tangents.before()
+
     def _after_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
-        if self.plan.counts:
+        if self._tangents is not None:
+            self._tangents.after()
+        if self._counts:
             self._count()
-        else:
+        elif not self._initialising:
             self.project()
+        if self._tangents is not None:
+            self._tangents.momentum(self.inner.state, self._steps)
+            self._tangents = None
 
     @torch.compiler.disable  # which would take the number of steps for a constant
     def _count(self) -> None:
+        if self._initialising:
+            return
         self._steps += 1
-        project_each(self._located(entry for entry in self._tagged if entry.due(self._steps)), self._steps)
-
-    @property
-    def param_groups(self) -> list[dict[str, Any]]:
-        """The param groups of the wrapped optimizer."""
-        return self.inner.param_groups
-
-    @param_groups.setter
-    def param_groups(self, value: list[dict[str, Any]]) -> None:
-        self.inner.param_groups = value
-
-    @property
-    def state(self) -> Any:
-        """The state of the wrapped optimizer."""
-        return self.inner.state
-
-    @state.setter
-    def state(self, value: Any) -> None:
-        self.inner.state = value
-
-    @property
-    def defaults(self) -> dict[str, Any]:
-        """The defaults of the wrapped optimizer."""
-        return self.inner.defaults
-
-    @defaults.setter
-    def defaults(self, value: dict[str, Any]) -> None:
-        self.inner.defaults = value
-
-    def zero_grad(self, set_to_none: bool = True) -> None:
-        """Reset the gradients."""
-        self.inner.zero_grad(set_to_none=set_to_none)
+        self._undo = None
+        self._publish()
+        due = (entry for entry in self._tagged if entry.due(self._steps))
+        project_each(self._located(due, check=True), self._steps)
 
     def state_dict(self) -> dict[str, Any]:
         """The state of the wrapped optimizer, which a bare one can load.
 
-        Where a tag counts steps, their number is added under the key "projgrad", which a bare optimizer ignores.
+        Where it matters, the first param group has the number of steps, under the key "projgrad", which a bare
+        optimizer ignores.
         """
-        state = self.inner.state_dict()
-        return {**state, "projgrad": {"step": self._steps}} if self.plan.counts else state
+        return self.inner.state_dict()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Load a state that this or a bare optimizer saved; without a number of steps, counting goes on."""
+        """Load a state that this or a bare optimizer saved; without a number of steps, counting goes on.
+
+        The weights may be loaded before or after, and before the optimizer was wrapped, too.
+        """
         self.inner.load_state_dict(state_dict)
-        self._steps = int(state_dict.get("projgrad", {}).get("step", self._steps))
-
-    def register_step_pre_hook(self, hook: Any) -> Any:
-        """Register a hook on the wrapped optimizer."""
-        return self.inner.register_step_pre_hook(hook)
-
-    def register_step_post_hook(self, hook: Any) -> Any:
-        """Register a hook on the wrapped optimizer; it sees projected weights."""
-        return self.inner.register_step_post_hook(hook)
-
-    def register_state_dict_pre_hook(self, hook: Any, prepend: bool = False) -> Any:
-        """Register a hook on the wrapped optimizer."""
-        return self.inner.register_state_dict_pre_hook(hook, prepend)
-
-    def register_state_dict_post_hook(self, hook: Any, prepend: bool = False) -> Any:
-        """Register a hook on the wrapped optimizer."""
-        return self.inner.register_state_dict_post_hook(hook, prepend)
-
-    def register_load_state_dict_pre_hook(self, hook: Any, prepend: bool = False) -> Any:
-        """Register a hook on the wrapped optimizer."""
-        return self.inner.register_load_state_dict_pre_hook(hook, prepend)
-
-    def register_load_state_dict_post_hook(self, hook: Any, prepend: bool = False) -> Any:
-        """Register a hook on the wrapped optimizer."""
-        return self.inner.register_load_state_dict_post_hook(hook, prepend)
+        saved = saved_steps(self.param_groups, state_dict)
+        if saved:
+            if self._undo is not None:
+                self._undo.take_back(self.param_groups)
+            self._undo = None
+        self._steps = self._steps if saved is None else saved
+        self._publish()
 
     def __getstate__(self) -> dict[str, Any]:
         kept = ("inner", "_tagged", "_waiting", "_group_tags", "_names", "_steps", "_metric")
@@ -304,10 +347,12 @@ class ProjectedOptimizer(Optimizer):
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
         super().__setstate__({})
+        self._hold(self._tagged, self._waiting)
         if not _is_wrapped(self.inner):  # a deep copy has lost the hook, a shallow one has not
             self._hook()
 
     def _hook(self) -> None:
+        self.inner.register_step_pre_hook(self._before_step)
         # first among the hooks, so that the others see projected weights
         handle = self.inner.register_step_post_hook(self._after_step)
         self.inner._optimizer_step_post_hooks.move_to_end(handle.id, last=False)  # type: ignore[attr-defined]
@@ -329,13 +374,3 @@ def _tag_of(group: dict[str, Any]) -> Tag | None:
 def _decided(tag: Tag, metric: str | None) -> Tag:
     """The tag with its metric by name, which is the given one if it has none."""
     return replace(tag, metric=tag.metric or metric or EUCLIDEAN)
-
-
-def _by_position(entry: PlanEntry, positions: dict[int, _Position]) -> PlanEntry:
-    missing = [name for name, x in zip(entry.names, entry.handles, strict=True) if id(x) not in positions]
-    if missing:
-        raise ValueError(
-            f"{entry.name}: one set over several parameters, but {', '.join(missing)} would not be held by the same "
-            "optimizer (or not in the same new group)"
-        )
-    return replace(entry, handles=tuple(positions[id(x)] for x in entry.handles))

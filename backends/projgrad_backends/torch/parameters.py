@@ -16,6 +16,7 @@ from projgrad.plan import Plan
 from projgrad.rules import Parameter, Rules, Use, resolve
 from projgrad.tag import Joint, Tag, as_tag
 from projgrad_backends.torch.incoming import incoming
+from projgrad_backends.torch.sharded import reshard
 
 __all__ = ["constrain", "names_of", "of_model", "of_tensor", "resolved"]
 
@@ -96,6 +97,7 @@ def of_model(model: nn.Module) -> list[Parameter]:
     """Every parameter of a module, once, with the tensor as its handle; tied ones with all the names they go by."""
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be a torch.nn.Module, not {type(model).__name__}")
+    reshard(model)
     uses: dict[int, list[Use]] = {}
     tensors: dict[int, torch.Tensor] = {}
     computed: set[int] = set()

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import nn
+from torch.distributed.tensor import DTensor
 
-from projgrad.plan import Plan
+from projgrad.audit import check_inside
+from projgrad.plan import Plan, PlanEntry
 from projgrad.rules import Rules
 from projgrad_backends.torch.inplace import project_all
 from projgrad_backends.torch.parameters import of_model, of_tensor, resolved
+from projgrad_backends.torch.sharded import Whole, is_sharded
 
-__all__ = ["project_params", "violations"]
+__all__ = ["audit", "project_params", "violations"]
 
 Params = nn.Module | Mapping[str, torch.Tensor] | Iterable[tuple[str, torch.Tensor]]
 
@@ -21,7 +24,8 @@ Params = nn.Module | Mapping[str, torch.Tensor] | Iterable[tuple[str, torch.Tens
 def project_params(params: Params, rules: Rules | None = None, *, step: int | None = None) -> None:
     """Replace, in place, every constrained parameter by the nearest point of its set.
 
-    Nearest in the Euclidean norm always, as without an optimizer there is no other metric.
+    Nearest in the Euclidean norm always, as without an optimizer there is no other metric. Where parameters are
+    sharded, call it in all processes.
 
     Args:
         params: a module, a mapping of names to tensors (such as a state dict), or named parameters.
@@ -40,6 +44,8 @@ def project_params(params: Params, rules: Rules | None = None, *, step: int | No
 def violations(params: Params, rules: Rules | None = None, *, step: int | None = None) -> dict[str, float]:
     """The largest distance of any group from its set, for every constrained parameter by name.
 
+    Where parameters are sharded, call it in all processes; the numbers are the same in all.
+
     Args:
         params: a module, a mapping of names to tensors (such as a state dict), or named parameters.
         rules: as in `ProjectedOptimizer`; None for the tags of `constrain`.
@@ -48,8 +54,41 @@ def violations(params: Params, rules: Rules | None = None, *, step: int | None =
     Raises:
         TypeError, ValueError: the rules do not fit, or have a schedule and there is no step.
     """
-    found = {entry.name: entry.violation(entry.handles, step) for entry in _constrained(params, rules)}
-    return {name: float(distances.max()) if distances.numel() else 0.0 for name, distances in found.items()}
+    return {entry.name: float(_violation(entry, step)) for entry in _constrained(params, rules)}
+
+
+@torch.no_grad()
+def audit(params: Params, rules: Rules | None = None, *, step: int | None = None, tol: float | None = None) -> None:
+    """Raise an error that names the parameters outside of their sets, as after averaging or loading there may be some.
+
+    Args:
+        params: a module, a mapping of names to tensors (such as a state dict), or named parameters.
+        rules: as in `ProjectedOptimizer`; None for the tags of `constrain`.
+        step: the number of steps made, for schedules.
+        tol: the distance from the set that is allowed; None for 1.5 times `projgrad.tolerance`.
+
+    Raises:
+        TypeError: the rules do not fit.
+        ValueError: a parameter is outside or not finite; the rules do not fit, or have a schedule and there is no step.
+    """
+    held = ((entry, _gathered(entry)) for entry in _constrained(params, rules))
+    check_inside(held, step, tol)
+
+
+def _gathered(entry: PlanEntry) -> Sequence[torch.Tensor]:
+    """The parameters of an entry, whole where they are sharded."""
+    return [x.full_tensor() if isinstance(x, DTensor) else x for x in entry.handles]
+
+
+def _violation(entry: PlanEntry, step: int | None) -> torch.Tensor:
+    whole = None
+    tensors: Sequence[torch.Tensor] = entry.handles
+    if is_sharded(tensors):
+        whole = Whole(tensors, entry.constraint, joint=entry.layout is not None)
+        tensors = whole.arrays
+    distances = entry.violation(tensors, step)
+    largest = distances.max() if distances.numel() else distances.new_zeros(())
+    return largest if whole is None else whole.largest(largest)
 
 
 def _constrained(params: Params, rules: Rules | None) -> Plan:

@@ -3,7 +3,7 @@
 After ``x - D g``, with a positive diagonal matrix D, it is the projection in the metric ``h = 1 / D`` that leaves the
 constrained minimum where it is. Only ratios matter, so what all entries of a parameter have in common is left out. In
 sets over several parameters, that is right as long as it is the same in each of them, which it is but for the learning
-rates of their groups, and Adafactor's factors for whole parameters.
+rates of their groups, which `weights` divides by, and Adafactor's factors for whole parameters, which it leaves out.
 """
 
 from __future__ import annotations
@@ -67,6 +67,7 @@ def scaling_of(optimizer: type[Optimizer]) -> Scaling | None:
     return look_up(_known, optimizer, "torch")
 
 
+@torch.compiler.disable  # which keeps the state of one parameter, and may give it for another
 def weights(optimizer: Optimizer, owned: Sequence[tuple[Tensor, dict[str, Any]]]) -> list[Tensor | None]:
     """The weight of each entry in the metric of the last step, in the dtype of computation.
 

@@ -1,0 +1,157 @@
+"""Whether what an optimizer holds can be projected, and is what the model computes with."""
+
+from __future__ import annotations
+
+import warnings
+import weakref
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from projgrad.plan import PlanEntry
+from projgrad_backends.torch.sharded import coupled_axes, is_sharded
+
+__all__ = [
+    "Places",
+    "Position",
+    "by_position",
+    "check_alive",
+    "check_not_flat",
+    "check_optimizer",
+    "places_in",
+    "refuse_opaque",
+    "warn_without_gradients",
+]
+
+Position = tuple[int, int]  # of a parameter in the groups, since the tensors there may be exchanged
+Places = Mapping[
+    Position, list[tuple["weakref.ref[nn.Module]", str]]
+]  # the layers with a parameter, and its name there
+
+_ANEW = (
+    "Shard, move or load the model first (a state with assign=True, and any new parameter, takes the place of the old "
+    "one), then make the optimizer and wrap it anew"
+)
+
+
+def check_optimizer(optimizer: Any) -> None:
+    """Raise TypeError for what is no optimizer that can be wrapped."""
+    if not isinstance(optimizer, Optimizer):
+        raise TypeError(f"ProjectedOptimizer wraps a torch.optim.Optimizer, not {type(optimizer).__name__}")
+    if not hasattr(optimizer, "_optimizer_step_post_hooks"):
+        raise TypeError(
+            f"{type(optimizer).__name__} only passes on to another optimizer: wrap that one first (and for accelerate, "
+            "give the ProjectedOptimizer to accelerator.prepare())"
+        )
+
+
+def check_not_flat(entry: PlanEntry, tensors: Sequence[Tensor]) -> None:
+    """Raise ValueError where a group is not a group any more in the flat parameters that FSDP1 makes."""
+    if _divisible(entry):
+        return
+    for name, x in zip(entry.names, tensors, strict=True):
+        if getattr(x, "_fsdp_flattened", False) or getattr(x, "_is_flat_param", False):
+            raise ValueError(
+                f"{name}: FullyShardedDataParallel (FSDP1) keeps it flat and in parts, in which {entry.constraint} has "
+                "no meaning: use fully_shard (FSDP2), or leave it free with a rule that maps it to None"
+            )
+
+
+def _divisible(entry: PlanEntry) -> bool:
+    """Whether it holds for every entry by itself, wherever that is in the array."""
+    return entry.layout is None and coupled_axes(entry.constraint, len(entry.shape)) == ()
+
+
+def refuse_opaque(located: Iterable[tuple[Sequence[Tensor], PlanEntry, Any]], error: NotImplementedError) -> None:
+    """Raise TypeError where the parameters are of a class that lacks an operation; else return."""
+    for tensors, entry, _ in located:
+        for name, x in zip(entry.names, tensors, strict=True):
+            if type(x).__torch_dispatch__ is not Tensor.__torch_dispatch__ and not is_sharded([x]):
+                raise TypeError(
+                    f"{name}: {type(x).__name__}, such as a quantized weight, cannot be projected, as it lacks an "
+                    "operation. Leave it free with a rule that maps it to None, or train a floating-point weight"
+                ) from error
+
+
+def by_position(entry: PlanEntry, positions: Mapping[int, Position]) -> PlanEntry:
+    """The entry with positions as its handles, given those of the tensors by id.
+
+    Raises:
+        ValueError: not all of the tensors have one.
+    """
+    missing = [name for name, x in zip(entry.names, entry.handles, strict=True) if id(x) not in positions]
+    if missing:
+        raise ValueError(
+            f"{entry.name}: one set over several parameters, but {', '.join(missing)} would not be held by the same "
+            "optimizer (or not in the same new group)"
+        )
+    return replace(entry, handles=tuple(positions[id(x)] for x in entry.handles))
+
+
+# -- at every step ------------------------------------------------------------------------------------------------
+
+
+def places_in(model: nn.Module | None, groups: Sequence[dict[str, Any]]) -> Places:
+    """Where in a model the parameters of an optimizer are, for those that are there."""
+    found: dict[int, list[tuple[weakref.ref[nn.Module], str]]] = {}
+    for layer in () if model is None else model.modules():
+        for attribute, x in layer._parameters.items():
+            if x is not None:
+                found.setdefault(id(x), []).append((weakref.ref(layer), attribute))
+    return {
+        (g, i): found[id(x)] for g, group in enumerate(groups) for i, x in enumerate(group["params"]) if id(x) in found
+    }
+
+
+def check_alive(entry: PlanEntry, tensors: Sequence[Tensor], places: Places) -> None:
+    """What is to be checked of parameters without a gradient, or with another shape than when they were wrapped.
+
+    Raises:
+        RuntimeError: they are not those of the model any more, or cannot be what the constraint was tagged for.
+    """
+    for name, shape, x, position in zip(entry.names, entry.shapes, tensors, entry.handles, strict=True):
+        if x.shape != shape and not _divisible(entry):
+            raise RuntimeError(
+                f"{name}: its shape is {tuple(x.shape)}, but was {shape} when it was wrapped. If it was sharded by "
+                "FullyShardedDataParallel (FSDP1), use fully_shard (FSDP2), and wrap the optimizer after it; if it was "
+                "resized, call set_rules()"
+            )
+        if x.grad is not None:
+            continue
+        if x.is_meta:
+            raise RuntimeError(f"{name}: the optimizer holds a tensor on the meta device, which has no values. {_ANEW}")
+        if position in places:
+            now = list(_now(places[position]))
+            if now and not any(y is x or _is_unsharded(y, x) for y in now):
+                raise RuntimeError(
+                    f"{name}: the tensor that the optimizer holds is not the model's any more, so the model's is "
+                    f"neither trained nor kept in {entry.constraint}. {_ANEW}"
+                )
+
+
+def warn_without_gradients(optimizer: Optimizer) -> None:
+    """Warn where there is a first step without any gradient: without a model, that is all that dead parameters show."""
+    if not optimizer.state and all(x.grad is None for group in optimizer.param_groups for x in group["params"]):
+        warnings.warn(
+            "no parameter that the optimizer holds has a gradient. If the model was sharded, moved or reloaded after "
+            "the optimizer was made, it holds none of the model's: make it anew; with model=, that is an error",
+            RuntimeWarning,
+            stacklevel=3,
+        )
+
+
+def _now(places: Sequence[tuple[weakref.ref[nn.Module], str]]) -> Iterator[Tensor]:
+    """The tensors that are in these places now; none in a place that is no more, or is computed since."""
+    for reference, attribute in places:
+        layer = reference()
+        x = None if layer is None else layer._parameters.get(attribute)
+        if x is not None:
+            yield x
+
+
+def _is_unsharded(y: Any, x: Any) -> bool:
+    """Whether `y` may be what FSDP2 has in the place of its part `x` between a forward pass and the next sharding."""
+    return is_sharded([x]) and not (is_sharded([y]) and y.placements == x.placements and y.device_mesh == x.device_mesh)
