@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from projgrad.namespace import Array, Namespace
-from projgrad.precision import tolerance
+from projgrad.precision import precision, tolerance
 
 __all__ = ["along_shell", "along_stiefel", "linear_part", "within"]
 
@@ -19,17 +19,20 @@ def within(x: Array, d: Array, lower: Any, upper: Any, xp: Namespace) -> Array:
     return d
 
 
-def along_shell(x: Array, d: Array, low: Any, high: Any, axes: tuple[int, ...], size: int, xp: Namespace) -> Array:
+def along_shell(
+    x: Array, d: Array, low: Any, high: Any, axes: tuple[int, ...], size: int, xp: Namespace, dtype: Any = None
+) -> Array:
     """`d` without the part along `x`, where ``low <= ||x|| <= high`` is met with equality and that leads out of it.
 
     Where the bounds are equal, that is the tangent space of a sphere. A group of zeros has no such part, and no
-    direction at all in a ball of radius 0.
+    direction at all in a ball of radius 0. The `dtype` is that in which the point is stored, if not that of `x`.
     """
+    dtype = dtype or x.dtype
     m, u = xp.norm(x, axes)
     norm = xp.times(m, u)
     unit = xp.divide(xp.divide(xp.upcast(x), m), xp.where(u > 0, u, 1.0))
-    upper = norm >= high - 2 * tolerance(x.dtype, size, high)
-    lower = (norm <= low + 2 * tolerance(x.dtype, size, low)) & (low > 0)
+    upper = norm >= high - 2 * tolerance(dtype, size, high)
+    lower = (norm <= low + 2 * tolerance(dtype, size, low)) & (low > 0)
     for _ in range(2):  # the second time for what rounding left
         part = xp.real(unit) * xp.real(d)
         part = part + xp.imag(unit) * xp.imag(d) if xp.is_complex(d) else part
@@ -56,5 +59,6 @@ def linear_part(project: Any, d: Array, axes: tuple[int, ...], xp: Namespace) ->
     """``project(d) - project(0)`` of the projection onto an affine set, with the digits that a short `d` has."""
     origin = project(xp.zeros_like(d))
     size, far = (xp.times(*xp.norm(v, axes)) for v in (d, origin))
-    scale = xp.where(size > 0, (1.0 + far) / xp.where(size > 0, size, 1.0), 1.0)
+    enough = size > (1.0 + far) * precision(d.dtype).tiny  # for a scale that is finite
+    scale = xp.where(enough, (1.0 + far) / xp.where(enough, size, 1.0), 1.0)
     return (project(d * scale) - origin) / scale

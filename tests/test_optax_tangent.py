@@ -47,7 +47,15 @@ def test_the_gradient_is_tangent() -> None:
     assert cosine(random(1)["w"], params["w"]) > 0.1
 
 
-@pytest.mark.parametrize("inner", [optax.adam(1e-2), optax.sgd(1e-2, momentum=0.9)], ids=["adam", "sgd"])
+INNER = {
+    "adam": optax.adam(1e-2),
+    "adan": optax.adan(1e-2),
+    "sgd": optax.sgd(1e-2, momentum=0.9),
+    "rmsprop": optax.rmsprop(1e-2, centered=True),
+}
+
+
+@pytest.mark.parametrize("inner", INNER.values(), ids=INNER)
 @pytest.mark.parametrize("option", ["gradient", "update"])
 def test_the_update_and_the_momentum_are_tangent(option: str, inner: Any) -> None:
     tx = projected(inner, {"w": pg.Tag(SPHERE, tangent=option)})
@@ -60,9 +68,10 @@ def test_the_update_and_the_momentum_are_tangent(option: str, inner: Any) -> Non
             along = (updates["w"] * params["w"]).sum(1)
             np.testing.assert_allclose(along, -(1 - np.sqrt(1 - (moved**2).sum(1))), atol=1e-6)
         params = optax.apply_updates(params, updates)
-        for name in ("mu", "trace"):
-            for _, momentum in optax.tree_utils.tree_get_all_with_path(state, name):
-                assert cosine(momentum["w"], params["w"]) < 1e-6
+        assert jnp.isfinite(params["w"]).all()
+        for name in ("mu", "trace", "m"):
+            for path, momentum in optax.tree_utils.tree_get_all_with_path(state, name):
+                assert "StdDev" in str(path) or cosine(momentum["w"], params["w"]) < 1e-6
 
 
 @pytest.mark.parametrize("option", ["gradient", "update"])

@@ -19,7 +19,7 @@ DISTANCES = {"far": (1.0, 10.0), "long": (1e-6, 1e-1), "short": (-1.0, -1e-1), "
 def bisection(v: np.ndarray, h: np.ndarray) -> np.ndarray | None:
     """The point of norm 1; None where the entries of least weight are too small for a multiplier."""
     pull, above = v.astype(WIDE) * h.astype(WIDE), h.astype(WIDE) - h.astype(WIDE).min()
-    low, high = WIDE("1e-400"), 1 + 2 * np.sqrt((pull**2).sum())
+    low, high = np.finfo(WIDE).tiny ** WIDE(0.25), 1 + 2 * np.sqrt((pull**2).sum())
     if np.sqrt(((pull / (above + low)) ** 2).sum()) < 1:
         return None
     while high / low - 1 > 1e-18:

@@ -99,7 +99,7 @@ def test_all_frameworks(framework: Framework, constraint: pg.Constraint) -> None
 def test_in_low_precision_the_boundary_is_found(dtype: str) -> None:
     torch = pytest.importorskip("torch")
     x = torch.randn(16, 64, generator=torch.Generator().manual_seed(0)).to(getattr(torch, dtype))
-    for constraint in (pg.MaxNorm(0.3, axis=1), pg.Box(-0.1, 0.1), pg.UnitNorm(axis=1)):
+    for constraint in (pg.MaxNorm(0.3, axis=1), pg.Box(-0.1, 0.1), pg.UnitNorm(axis=1), pg.L2Ball(0.3, axis=1)):
         inside: Any = constraint.project(x)
         left = constraint.tangent(inside, inside).float().norm() / inside.float().norm()
         assert left < 0.02 if not isinstance(constraint, pg.Box) else left < 0.5
@@ -110,3 +110,10 @@ def test_errors() -> None:
         pg.Rank(1).tangent(np.eye(3), np.eye(3))
     with pytest.raises(ValueError, match=r"direction has the shape \(2,\), and the point \(3,\)"):
         pg.NonNeg().tangent(np.ones(3), np.ones(2))
+
+
+def test_short_directions_of_affine_sets_stay_finite() -> None:
+    constraint = pg.SumTo(100.0, axis=1)
+    x = constraint.project(np.ones((2, 8), np.float32))
+    for size in (1e-30, 1e-37, 1e-38, 1e-40, 0.0):
+        assert np.isfinite(constraint.tangent(x, np.full((2, 8), size, np.float32))).all()

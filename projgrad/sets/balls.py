@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from projgrad.axes import Axis
+from projgrad.axes import Axis, arrange, restore
 from projgrad.coupled import VectorSet
 from projgrad.frozen import FrozenArray
 from projgrad.moves import Clip, Move
@@ -79,9 +79,11 @@ class L2Ball(VectorSet):
 
     has_tangent = True
 
-    def tangent_in(self, v: Array, d: Array, xp: Namespace) -> Array:
-        away = v - native_group(self.center, v, xp)
-        return along_shell(away, d, 0.0, self.radius, (-1,), v.shape[-1], xp)
+    def tangent_at(self, x: Array, d: Array, xp: Namespace) -> Array:
+        parts, v = self.parts(len(x.shape)), xp.upcast(x)
+        away = arrange(v, parts, xp) - native_group(self.center, arrange(v, parts, xp), xp)
+        found = along_shell(away, arrange(d, parts, xp), 0.0, self.radius, (-1,), away.shape[-1], xp, x.dtype)
+        return restore(found, parts, tuple(x.shape), xp)
 
     def off(self, v: Array, xp: Namespace) -> Array:
         away = xp.times(*xp.norm(v - native_group(self.center, v, xp), (-1,))) - self.radius

@@ -9,7 +9,7 @@ from projgrad.precision import precision
 
 __all__ = ["onto_shell"]
 
-_MOST = 60  # steps; 24 were the most, with weights that span 24 orders of magnitude, and 2 or 3 are usual
+_MOST = 30  # steps; 24 were the most, with weights that span 24 orders of magnitude, and 2 or 3 are usual
 
 
 def onto_shell(

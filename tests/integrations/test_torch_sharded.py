@@ -22,7 +22,8 @@ def results(tmp_path_factory: Any) -> dict[str, str]:
 def test_sharded_parameters_are_projected_as_in_one_process(tmp_path: Any) -> None:
     for case in sharded_cases.QUICK:
         name = case.__name__
-        problem = processes.run(sharded_cases.__name__, [name], tmp_path, patience=100)[name]
+        (tmp_path / name).mkdir()
+        problem = processes.run(sharded_cases.__name__, [name], tmp_path / name, patience=100)[name]
         assert not problem, problem
 
 

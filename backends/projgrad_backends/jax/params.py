@@ -102,7 +102,7 @@ def audit(
 
     Raises:
         TypeError: as in `project`.
-        ValueError: a parameter is outside or not finite; as in `project`.
+        ValueError: a parameter is outside or NaN; as in `project`.
     """
     if is_module(params, "flax.nnx"):
         nnx = sys.modules["flax.nnx"]

@@ -13,7 +13,12 @@ from projgrad_backends.jax.tags import Tagged
 
 __all__ = ["made_tangent", "with_tangent_momentum"]
 
-_MOMENTUM = ("mu", "trace")  # fields of optax's states that add up gradients
+# what adds up gradients in optax's states: fields, each with the only state that has it in this sense, or None for any
+_MOMENTUM = {"mu": None, "trace": None, "m": "ScaleByAdanState"}
+_MEANS = (
+    "ScaleByRStdDevState",
+    "ScaleByRStdDevWithCountState",
+)  # whose `mu` is the mean that a variance is taken around
 
 
 def made_tangent(
@@ -48,15 +53,25 @@ def with_tangent_momentum(tagged: Tagged, state: Any, params: Any, updates: Any,
         return state
     moved = zip(tagged.treedef.flatten_up_to(params), tagged.treedef.flatten_up_to(updates), strict=True)
     points = [p if is_skipped(p) or is_skipped(u) else p + u for p, u in moved]
-    for name in _MOMENTUM:
+    for name, only in _MOMENTUM.items():
         for path, tree in optax.tree_utils.tree_get_all_with_path(state, name):
-            try:
-                tangent = made_tangent(tagged, None, points, tree, step, descent=True)
-            except ValueError:  # of another structure: not the momentum of these parameters
+            owner = getattr(path[-1], "tuple_name", None)
+            if owner in _MEANS or (only is not None and owner != only) or not _is_like(tagged, points, tree):
                 continue
+            tangent = made_tangent(tagged, None, points, tree, step, descent=True)
             state = optax.tree_utils.tree_set(state, lambda at, _, path=path: at == path, **{name: tangent})
     return state
 
 
 def _asks(entry: PlanEntry, what: str | None) -> bool:
     return entry.tag.tangent is not None and what in (None, entry.tag.tangent)
+
+
+def _is_like(tagged: Tagged, points: list[Any], tree: Any) -> bool:
+    """Whether `tree` has the structure and shapes of the parameters, but for what is left out of it."""
+    try:
+        leaves = tagged.treedef.flatten_up_to(tree)
+    except ValueError:
+        return False
+    pairs = ((p, leaf) for p, leaf in zip(points, leaves, strict=True) if not (is_skipped(p) or is_skipped(leaf)))
+    return all(jnp.shape(p) == jnp.shape(leaf) for p, leaf in pairs)

@@ -188,7 +188,7 @@ def audit(model: Any, rules: Rules | None = None, *, step: int | None = None, to
 
     Raises:
         TypeError: the rules do not fit the model.
-        ValueError: a weight is outside or not finite; the rules do not fit the model.
+        ValueError: a weight is outside or NaN; the rules do not fit the model.
     """
     with _without_gradients():
         check_inside(((entry, entry.handles) for entry in resolve(rules, described(model))), step, tol)

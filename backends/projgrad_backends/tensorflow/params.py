@@ -91,7 +91,7 @@ def audit(variables: Any, rules: Rules, *, step: Any = None, tol: float | None =
 
     Raises:
         TypeError: the rules do not fit the variables.
-        ValueError: a variable is outside or not finite; the rules do not fit the variables.
+        ValueError: a variable is outside or NaN; the rules do not fit the variables.
     """
     check_inside(((entry, entry.handles) for entry in _resolved(variables, rules)), step, tol)
 

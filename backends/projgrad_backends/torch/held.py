@@ -27,9 +27,8 @@ __all__ = [
 ]
 
 Position = tuple[int, int]  # of a parameter in the groups, since the tensors there may be exchanged
-Places = Mapping[
-    Position, list[tuple["weakref.ref[nn.Module]", str]]
-]  # the layers with a parameter, and its name there
+# the layers with a parameter, and its name there
+Places = Mapping[Position, list[tuple["weakref.ref[nn.Module]", str]]]
 
 _ANEW = (
     "Shard, move or load the model first (a state with assign=True, and any new parameter, takes the place of the old "

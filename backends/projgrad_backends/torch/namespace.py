@@ -31,7 +31,7 @@ def _is_plain(first: torch.Tensor, *others: Any) -> bool:
     if torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0:
         return False
     tensors = [x for x in (first, *others) if isinstance(x, torch.Tensor)]
-    if len({x.dtype for x in tensors[1:]}) > 1 or any(type(x) not in _PLAIN for x in tensors):
+    if len({x.dtype for x in tensors[1:]}) > 1 or any(type(x) not in _PLAIN or x.is_neg() for x in tensors):
         return False
     return not (torch.is_grad_enabled() and any(x.requires_grad for x in tensors))
 
@@ -76,7 +76,7 @@ class TorchNamespace(EagerNamespace):
         return (x ^ y).bitwise_and(mask).bitwise_xor(y).view(like.dtype)
 
     def isfinite(self, x: torch.Tensor) -> torch.Tensor:
-        return x.abs() < math.inf if _is_plain(x) else torch.isfinite(x)
+        return x.abs() < math.inf if _is_plain(x) and not x.is_complex() else torch.isfinite(x)
 
     def all(self, x: torch.Tensor, axis: Any = None, keepdims: bool = False) -> torch.Tensor:
         if not _is_plain(x) or x.dtype != torch.bool or axis == ():
@@ -105,9 +105,8 @@ class TorchNamespace(EagerNamespace):
         return state
 
     def solve(self, matrix: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
-        return torch.linalg.solve_ex(matrix, right)[
-            0
-        ]  # the other one looks, which stops the device and a compiled loop
+        # the other one looks, which stops the device and a compiled loop
+        return torch.linalg.solve_ex(matrix, right)[0]
 
     def constant(self, value: FrozenArray, like: torch.Tensor) -> torch.Tensor:
         return _constant(value, like.dtype, like.device)[0]

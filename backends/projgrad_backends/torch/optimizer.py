@@ -28,7 +28,7 @@ from projgrad_backends.torch.held import (
 from projgrad_backends.torch.inplace import Located, project_all, project_each
 from projgrad_backends.torch.metric import scaling_of, weights
 from projgrad_backends.torch.parameters import names_of, of_model, of_tensor, resolved
-from projgrad_backends.torch.tangent import Tangents
+from projgrad_backends.torch.tangent import Tangents, check_tangent
 
 __all__ = ["ProjectedOptimizer"]
 
@@ -58,8 +58,9 @@ class ProjectedOptimizer(Delegate):
     has been made for. Known are the optimizers of `torch.optim`, apart from LBFGS, Muon and Rprop, which have no such
     h; for others, see `register_metric`.
 
-    Parameters may be sharded (DTensor), if that is done before. A step raises RuntimeError, with the name, for a tagged
-    parameter that is not the model's any more, or that has another shape than when it was tagged.
+    Parameters may be sharded (DTensor), if that is done before, but not with the option `tangent`. A step raises
+    RuntimeError, with the name, for a tagged parameter that is not the model's any more, or that has another shape than
+    when it was tagged.
 
     Raises:
         TypeError: `optimizer` is not a torch optimizer, or a selected parameter is not floating-point, or of a class
@@ -127,6 +128,7 @@ class ProjectedOptimizer(Delegate):
                 "holds them, say partial=True; if they are frozen, leave them free with a rule that maps them to None; "
                 "if the model was moved, sharded or reloaded after the optimizer was made, make the optimizer anew"
             )
+        self._check(tagged)
         resumed = self._steps > 0 and "_tagged" not in vars(self)
         self._undo = self._start([entry for entry in tagged if not (resumed and counts(entry))])
         self._hold(tagged, waiting)
@@ -134,17 +136,22 @@ class ProjectedOptimizer(Delegate):
         self._names = {key: rule for key, rule in (rules or {}).items() if isinstance(key, str)}
 
     def _start(self, entries: list[PlanEntry]) -> Undo | None:
-        """Check parameters that are new in the plan, and project them; what a checkpoint undoes that is loaded next."""
-        self._check_metric(entries)
+        """Project parameters that are new in the plan; what a checkpoint undoes that is loaded next."""
         groups = self.param_groups
-        for entry in entries:
-            check_not_flat(entry, [groups[g]["params"][i] for g, i in entry.handles])
         again = [] if self._steps else [at for entry in entries if counts(entry) for at in entry.handles]
         undo = Undo(groups, again) if again else None
         project_all(self._located(entries), self._steps)
         if undo is not None:
             undo.projected(groups)
         return undo
+
+    def _check(self, entries: list[PlanEntry]) -> None:
+        """Raise what makes it impossible to keep these entries of a plan."""
+        self._check_metric(entries)
+        for entry in entries:
+            tensors = [self.param_groups[g]["params"][i] for g, i in entry.handles]
+            check_not_flat(entry, tensors)
+            check_tangent(entry, tensors)
 
     def _hold(self, tagged: list[PlanEntry], waiting: list[PlanEntry]) -> None:
         self._tagged, self._waiting = tagged, waiting
@@ -190,6 +197,7 @@ class ProjectedOptimizer(Delegate):
         self._group_tags.append(tag)
         try:
             tagged, arrived = self._resolve_group(g)
+            self._check(tagged)
             undo = self._start(tagged)
         except Exception:
             self.param_groups.pop()

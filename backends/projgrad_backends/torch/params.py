@@ -7,14 +7,13 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.distributed.tensor import DTensor
 
 from projgrad.audit import check_inside
 from projgrad.plan import Plan, PlanEntry
 from projgrad.rules import Rules
 from projgrad_backends.torch.inplace import project_all
 from projgrad_backends.torch.parameters import of_model, of_tensor, resolved
-from projgrad_backends.torch.sharded import Whole, is_sharded
+from projgrad_backends.torch.sharded import Whole, is_sharded, whole
 
 __all__ = ["audit", "project_params", "violations"]
 
@@ -61,6 +60,8 @@ def violations(params: Params, rules: Rules | None = None, *, step: int | None =
 def audit(params: Params, rules: Rules | None = None, *, step: int | None = None, tol: float | None = None) -> None:
     """Raise an error that names the parameters outside of their sets, as after averaging or loading there may be some.
 
+    Where parameters are sharded, call it in all processes: they are gathered.
+
     Args:
         params: a module, a mapping of names to tensors (such as a state dict), or named parameters.
         rules: as in `ProjectedOptimizer`; None for the tags of `constrain`.
@@ -69,15 +70,10 @@ def audit(params: Params, rules: Rules | None = None, *, step: int | None = None
 
     Raises:
         TypeError: the rules do not fit.
-        ValueError: a parameter is outside or not finite; the rules do not fit, or have a schedule and there is no step.
+        ValueError: a parameter is outside or NaN; the rules do not fit, or have a schedule and there is no step.
     """
-    held = ((entry, _gathered(entry)) for entry in _constrained(params, rules))
+    held = ((entry, [whole(x) for x in entry.handles]) for entry in _constrained(params, rules))
     check_inside(held, step, tol)
-
-
-def _gathered(entry: PlanEntry) -> Sequence[torch.Tensor]:
-    """The parameters of an entry, whole where they are sharded."""
-    return [x.full_tensor() if isinstance(x, DTensor) else x for x in entry.handles]
 
 
 def _violation(entry: PlanEntry, step: int | None) -> torch.Tensor:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from projgrad.constraint import Constraint
 from projgrad.slices import Slices
 
-__all__ = ["Whole", "any_nonzero", "coupled_axes", "is_sharded", "local_part", "reshard"]
+__all__ = ["Whole", "any_nonzero", "coupled_axes", "is_sharded", "local_part", "reshard", "whole"]
 
 _Sharded: Any = ()
 if torch.distributed.is_available():
@@ -29,6 +29,11 @@ if torch.distributed.is_available():
 def is_sharded(tensors: Sequence[Tensor]) -> bool:
     """Whether one of these is a DTensor."""
     return isinstance(tensors[0], _Sharded) or (len(tensors) > 1 and any(isinstance(x, _Sharded) for x in tensors))
+
+
+def whole(x: Any) -> Tensor:
+    """The tensor of all processes together."""
+    return x.full_tensor() if isinstance(x, _Sharded) else x
 
 
 def local_part(x: Any) -> Tensor:

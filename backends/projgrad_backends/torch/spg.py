@@ -163,7 +163,7 @@ class _Search(Optimizer):
             if _largest(path.change) <= options["tolerance_change"]:
                 break
         state.update(
-            length=length,
+            length=length if math.isfinite(length) else 0.0,
             values=values,
             n_iter=state.get("n_iter", 0) + iterations,
             func_evals=state.get("func_evals", 0) + evaluate.count,
@@ -232,7 +232,7 @@ class _Path:
 
     def search(self, evaluate: _Evaluate, value: float, highest: float) -> float | None:
         """The value at the first point that is low enough; None, and back at x, when the calls are used up."""
-        while _largest(self.change) != 0 and not evaluate.is_used_up:
+        while 0 < _largest(self.change) < math.inf and not evaluate.is_used_up:
             new, slope = evaluate(), _inner(self._gradient, self.change)
             if spg.is_sufficient(new, highest, slope, evaluate.eps, np):
                 return new
@@ -249,13 +249,20 @@ def _gradients(params: Sequence[torch.Tensor]) -> list[torch.Tensor]:
 
 
 def _largest(tensors: Sequence[torch.Tensor]) -> float:
-    """The largest absolute value of any entry; NaN where there is one."""
-    return float(np.max([x.abs().max().item() for x in tensors if x.numel()], initial=0.0))
+    """The largest absolute value of any entry; NaN where there is one. It waits for the device once."""
+    found = [x.abs().max() for x in tensors if x.numel()]
+    return float(torch.stack(_alike(found)).max()) if found else 0.0
 
 
 def _inner(xs: Sequence[torch.Tensor], ys: Sequence[torch.Tensor]) -> float:
-    """The inner product of all entries, of complex ones by their parts."""
-    return sum(torch.dot(_flat(x), _flat(y)).item() for x, y in zip(xs, ys, strict=True))
+    """The inner product of all entries, of complex ones by their parts. It waits for the device once."""
+    return float(torch.stack(_alike([torch.dot(_flat(x), _flat(y)) for x, y in zip(xs, ys, strict=True)])).sum())
+
+
+def _alike(numbers: list[torch.Tensor]) -> list[torch.Tensor]:
+    """Numbers in double precision, all on the device of the first."""
+    device = numbers[0].device
+    return [x.to(device, torch.float32 if device.type == "mps" else torch.float64) for x in numbers]
 
 
 def _flat(x: torch.Tensor) -> torch.Tensor:

@@ -12,7 +12,7 @@ from projgrad.plan import PlanEntry
 from projgrad.tag import GRADIENT, UPDATE
 from projgrad_backends.torch.sharded import is_sharded
 
-__all__ = ["Tangents"]
+__all__ = ["Tangents", "check_tangent"]
 
 _MOMENTUM = ("exp_avg", "momentum_buffer")  # in the state of a parameter: sums of gradients
 
@@ -34,10 +34,7 @@ class Tangents:
         self._steps = steps
         self._old: list[list[Tensor] | None] = []
         for tensors, entry in self._held:
-            if is_sharded(tensors):
-                raise ValueError(
-                    f"{entry.name}: tangent={entry.tag.tangent!r} is not implemented for sharded parameters"
-                )
+            check_tangent(entry, tensors)  # they may have been sharded since
 
     @torch.no_grad()
     def gradients(self) -> None:
@@ -79,3 +76,9 @@ class Tangents:
         """Make sums of gradients, which are subtracted, tangent in place."""
         for m, direction in zip(sums, entry.tangent(tensors, [-m for m in sums], steps), strict=True):
             m.copy_(-direction)
+
+
+def check_tangent(entry: PlanEntry, tensors: Sequence[Tensor]) -> None:
+    """Raise ValueError where tangents are asked for and a parameter is sharded."""
+    if entry.tag.tangent is not None and is_sharded(tensors):
+        raise ValueError(f"{entry.name}: tangent={entry.tag.tangent!r} is not implemented for sharded parameters")
