@@ -22,6 +22,8 @@ class Coupled(Constraint):
 
     #: how many times `projgrad.tolerance` the computed point may be off; said in the docstring where it is not 1
     accuracy: ClassVar[float] = 1.0
+    #: how many dimensions `nearest` sees of a group
+    dims: ClassVar[int] = 1
 
     @abstractmethod
     def parts(self, ndim: int) -> tuple[tuple[int, ...], ...]:
@@ -49,7 +51,7 @@ class Coupled(Constraint):
     def off(self, v: Array, xp: Namespace) -> Array:
         """The distance of every group from the set, with length 1 in its axes: where it is quick to tell, that."""
         away = v - self.nearest(v, xp)
-        return xp.times(*xp.norm(away, tuple(range(-len(self.parts(len(v.shape))), 0))))
+        return xp.times(*xp.norm(away, tuple(range(-self.dims, 0))))
 
     def holds(self, v: Array, xp: Namespace) -> Array | None:
         """Per group, without its axes: whether `v` has what must hold exactly (signs, zeros); None for nothing."""
@@ -72,7 +74,7 @@ class Coupled(Constraint):
 
     def solve(self, x: Array, xp: Namespace, metric: Array | None = None) -> Move:
         ndim = len(x.shape)
-        parts, last = self.parts(ndim), tuple(range(-len(self.parts(ndim)), 0))
+        parts, last = self.parts(ndim), tuple(range(-self.dims, 0))
         v = arrange(xp.upcast(x), parts, xp)
         finite = xp.all(xp.isfinite(v), axis=last, keepdims=True)
         v = xp.where(finite, v, 0.0)
@@ -130,6 +132,7 @@ class PairSet(Coupled):
     """
 
     axis: Any = (-2, -1)
+    dims = 2
 
     def __post_init__(self) -> None:
         axis = self.axis

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -170,6 +171,34 @@ def test_norms_of_complex_groups_over_several_axes(framework: Framework, low: fl
         check(case, "float64", group, np.stack([h[:, k]] * 2), point)
         flat = pg.MinMaxNorm(low, high, axis=0).project(group.ravel(), metric=np.stack([h[:, k]] * 2).ravel())
         np.testing.assert_allclose(point.ravel(), flat, rtol=1e-9, atol=1e-12)
+
+
+VECTORS: list[Any] = [
+    pg.Simplex(2.0),
+    pg.CappedSimplex(1.0, 0.0, 0.3),
+    pg.L1Ball(),
+    pg.L1Sphere(),
+    pg.L2Ball(1.0, 0.5),
+    pg.SumTo(1.0),
+]
+VECTORS += [pg.ZeroMean(), pg.Cardinality(3), pg.MaxNorm(1.0, axis=-1), pg.L1Ball() & pg.NonNeg()]
+VECTORS += [pg.SumTo(1.0) & pg.Box(-1, 1)]
+
+
+@pytest.mark.parametrize("constraint", VECTORS, ids=str)
+@pytest.mark.parametrize("axes", [(0, 2), (2, 0), (0, 1), None])
+def test_several_axes_in_a_metric(constraint: Any, axes: Any) -> None:
+    rng = np.random.default_rng(0)
+    x, h = rng.standard_normal((3, 5, 4)), 10.0 ** rng.uniform(-2, 0, (3, 5, 4))
+    given = axes if axes is not None else (0, 1, 2)
+    order = (*(d for d in range(3) if d not in given), *sorted(given))
+    flat = [np.transpose(a, order).reshape(*(a.shape[d] for d in order[: 3 - len(given)]), -1) for a in (x, h)]
+    expected = constraint.project(flat[0], metric=flat[1])
+    parts: Any = constraint.sets if isinstance(constraint, pg.Intersection) else (constraint,)
+    along = [replace(part, axis=axes) if part.axis != () else part for part in parts]
+    whole = along[0] if len(along) == 1 else pg.Intersection(*along)
+    found = np.transpose(whole.project(x, metric=h), order).reshape(flat[0].shape)
+    np.testing.assert_allclose(found, expected, atol=1e-12)
 
 
 @cases
