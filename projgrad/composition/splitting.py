@@ -106,7 +106,8 @@ def _split(v: Array, parts: Sequence[Constraint], xp: Namespace, axes: Axes) -> 
         )
 
     penalty = xp.ones_like(large)
-    start = (large > 0, 0.0 * large, penalty, 0.0 * large + 1.0, *copies, *(0.0 * z for z in copies))
+    # what is no larger than this has no digits left where subnormal numbers are flushed to zero
+    start = (large > 1e-30, 0.0 * large, penalty, 0.0 * large + 1.0, *copies, *(0.0 * z for z in copies))
     moving, error, penalty, _, *pairs = xp.iterate(step, start, MOST)
     y = pairs[count - 1]
     if xp.may_differentiate(v):
