@@ -183,13 +183,15 @@ class Constraint(ABC):
             An array of the shape and dtype of `d`.
 
         Raises:
-            TypeError: as for `project`.
+            TypeError: as for `project`; `d` is an array of another framework.
             ValueError: as for `project`; the shapes differ; no tangent directions are implemented for the set.
 
         Source: Rockafellar and Wets, Variational Analysis (1998), chapter 6.
         """
         x, xp = self._checked(x)
-        d = native(d)[0]
+        d, own = native(d)
+        if own is not xp:
+            raise TypeError(f"the direction is a {type(d).__name__}, but the point a {type(x).__name__}")
         if tuple(d.shape) != tuple(x.shape):
             raise ValueError(f"the direction has the shape {tuple(d.shape)}, and the point {tuple(x.shape)}")
         if _is_empty(x):

@@ -191,7 +191,8 @@ class Intersection(Constraint):
     def _refuse_empty(self, shape: tuple[int, ...]) -> None:
         """Raise ValueError where no point of the sets is found from zeros, for groups that are not too large."""
         method, axes = self._for(len(shape)), self.group_axes(len(shape))
-        tried = tuple(n if d in axes or not self._alike() else min(n, 1) for d, n in enumerate(shape))
+        alike = self._alike()
+        tried = tuple(n if d in axes or not alike else min(n, 1) for d, n in enumerate(shape))
         if self.method is not None or method.nearest is None or not axes or not 0 < math.prod(tried) <= _TRIED:
             return
         x, xp = native(np.zeros(tried))

@@ -22,13 +22,7 @@ from torch import nn
 from projgrad.torch import SPG, ProjectedOptimizer, constrain, violations
 from tests.boxes import box
 
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Any:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 # -- an optimizer of torch ----------------------------------------------------------------------------------------

@@ -19,13 +19,7 @@ from projgrad.torch import SPG
 from tests import minima
 from tests.boxes import BOXES, box, by_spg, factors, l_bfgs_b, relative, stationarity
 
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Any:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.mark.parametrize("name", BOXES)

@@ -116,11 +116,12 @@ def _train(optimizer: Any, model: Any, steps: int) -> None:
         optimizer.step()
 
 
-def test_the_number_of_steps_is_saved_in_the_first_group_of_torch() -> None:
+def test_the_number_of_steps_is_saved_beside_the_state_of_torch() -> None:
     torch = pytest.importorskip("torch")
     optimizer, model = _torch(pg.MaxNorm(0.5).every(3))
     _train(optimizer, model, 2)
     state = copy.deepcopy(optimizer.state_dict())
+    assert state["projgrad"] == {"step": 2}
     assert state["param_groups"][0]["projgrad"] == {"step": 2}
     other, twin = _torch(pg.MaxNorm(0.5).every(3))
     twin.load_state_dict(model.state_dict())
@@ -130,6 +131,7 @@ def test_the_number_of_steps_is_saved_in_the_first_group_of_torch() -> None:
     # a bare optimizer loads it, and one that never did lacks the number
     bare = torch.optim.Adam(twin.parameters(), 0.5)
     bare.load_state_dict(state)
+    assert "projgrad" not in bare.state_dict()
     bare = torch.optim.Adam(twin.parameters(), 0.5)
     bare.step()
     assert "projgrad" not in bare.state_dict() | bare.state_dict()["param_groups"][0]

@@ -108,6 +108,8 @@ def test_in_low_precision_the_boundary_is_found(dtype: str) -> None:
 def test_errors() -> None:
     with pytest.raises(ValueError, match="tangent directions are not implemented"):
         pg.Rank(1).tangent(np.eye(3), np.eye(3))
+    with pytest.raises(TypeError, match="the direction is a .*, but the point a ndarray"):
+        pg.NonNeg().tangent(np.ones(2), pytest.importorskip("torch").ones(2))
     with pytest.raises(ValueError, match=r"direction has the shape \(2,\), and the point \(3,\)"):
         pg.NonNeg().tangent(np.ones(3), np.ones(2))
 

@@ -155,7 +155,7 @@ def test_checkpoints_interchange_with_a_bare_optimizer(tmp_path: Path) -> None:
     run = Run(RULES["schedule, every"]).train(5)
     torch.save(run.optimizer.state_dict(), tmp_path / "state")
     state = torch.load(tmp_path / "state", weights_only=True)
-    assert set(state) == {"state", "param_groups"}
+    assert set(state) == {"state", "param_groups", "projgrad"}
     bare = torch.optim.Adam(run.model.parameters(), lr=0.05)
     bare.load_state_dict(state)
     bare.step()

@@ -15,10 +15,8 @@ __all__ = ["made_tangent", "with_tangent_momentum"]
 
 # what adds up gradients in optax's states: fields, each with the only state that has it in this sense, or None for any
 _MOMENTUM = {"mu": None, "trace": None, "m": "ScaleByAdanState"}
-_MEANS = (
-    "ScaleByRStdDevState",
-    "ScaleByRStdDevWithCountState",
-)  # whose `mu` is the mean that a variance is taken around
+# whose `mu` is the mean that a variance is taken around
+_MEANS = ("ScaleByRStdDevState", "ScaleByRStdDevWithCountState")
 
 
 def made_tangent(

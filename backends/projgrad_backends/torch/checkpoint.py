@@ -15,10 +15,9 @@ from projgrad.plan import PlanEntry
 from projgrad_backends.torch.held import Position
 from projgrad_backends.torch.sharded import any_nonzero, local_part
 
-__all__ = ["Undo", "counts", "only_initialises", "publish", "saved_steps"]
+__all__ = ["Undo", "beside", "counts", "only_initialises", "publish", "saved_steps"]
 
-# In the first param group, since distributed checkpointing keeps nothing beside the state and the groups. A bare
-# optimizer ignores it.
+# beside the state, and in the first param group, since distributed checkpointing keeps nothing beside the two
 _KEY = "projgrad"
 
 Groups = list[dict[str, Any]]
@@ -41,12 +40,17 @@ def publish(groups: Groups, steps: int | None) -> None:
     if steps is None:
         groups[0].pop(_KEY, None)
     else:
-        groups[0][_KEY] = {"step": steps}
+        groups[0].update(beside(steps))
+
+
+def beside(steps: int) -> dict[str, Any]:
+    """What a state dict has beside the state and the groups."""
+    return {_KEY: {"step": steps}}
 
 
 def saved_steps(groups: Groups, state_dict: Mapping[str, Any] | None = None) -> int | None:
-    """The number of steps that was loaded with the groups, or is beside them in a state dict; None if there is none."""
-    for found in (groups[0].get(_KEY), (state_dict or {}).get(_KEY)):
+    """The number of steps that is beside the groups in a state dict, or was loaded with them; None if there is none."""
+    for found in ((state_dict or {}).get(_KEY), groups[0].get(_KEY)):
         if isinstance(found, Mapping) and "step" in found:
             return int(found["step"])
     return None

@@ -13,7 +13,7 @@ from torch.optim import Optimizer
 from projgrad.plan import Plan, PlanEntry
 from projgrad.rules import Parameter, Rules
 from projgrad.tag import EUCLIDEAN, Joint, Tag, as_tag, check_metric_name
-from projgrad_backends.torch.checkpoint import Undo, counts, only_initialises, publish, saved_steps
+from projgrad_backends.torch.checkpoint import Undo, beside, counts, only_initialises, publish, saved_steps
 from projgrad_backends.torch.delegate import Delegate
 from projgrad_backends.torch.held import (
     Places,
@@ -67,7 +67,7 @@ class ProjectedOptimizer(Delegate):
             that lacks what a projection needs, as quantized ones do.
         ValueError: it is wrapped already; nothing is tagged; the rules do not fit (see `projgrad.rules.resolve`, or
             because FSDP1 has made the parameters flat); the metric of the optimizer is asked for, but not known, or the
-            parameter is complex. Nothing is changed then.
+            parameter is complex; tangents are asked for a parameter that is sharded. Nothing is changed then.
 
     Example:
         >>> adam = torch.optim.Adam(model.parameters())
@@ -329,10 +329,11 @@ class ProjectedOptimizer(Delegate):
     def state_dict(self) -> dict[str, Any]:
         """The state of the wrapped optimizer, which a bare one can load.
 
-        Where it matters, the first param group has the number of steps, under the key "projgrad", which a bare
-        optimizer ignores.
+        Where it matters, the number of steps is added under the key "projgrad", beside the state and once more in the
+        first param group, as distributed checkpointing drops the one beside it. A bare optimizer ignores both.
         """
-        return self.inner.state_dict()
+        state = self.inner.state_dict()
+        return {**state, **beside(self._steps)} if self._counts else state
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load a state that this or a bare optimizer saved; without a number of steps, counting goes on.
