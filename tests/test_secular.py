@@ -56,6 +56,15 @@ def test_the_nearest_point_of_a_norm(where: str, dtype: Any, seed: int, size: in
     assert objective[0] - objective[1] <= 2 * np.finfo(dtype).eps * (1 + np.linalg.norm(v.astype(WIDE)))
 
 
+def test_entries_of_tiny_weight_rise_late() -> None:
+    v = np.asarray([9.9413174e-01, 1.0720114e-01, -8.3960884e-07, -1.0210421e-07, 1.1485623e-02], np.float32)
+    h = np.asarray([1.2787646e-03, 5.0612598e-05, 1.5727735e-11, 1.8430076e-06, 3.7744792e-06], np.float32)
+    expected = bisection(v, h)
+    assert expected is not None
+    # the third entry changes by more than the rounding error of the norm, which it makes up for
+    np.testing.assert_allclose(pg.UnitNorm(axis=0).project(v, metric=h), expected.astype(float), atol=1e-5)
+
+
 def test_few_steps(monkeypatch: pytest.MonkeyPatch) -> None:
     steps, original = [0], secular._step
 
