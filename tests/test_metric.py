@@ -91,7 +91,7 @@ def test_the_nearest_point_in_a_metric(case: Case, dtype: str, seed: int) -> Non
     for shape in case.shapes:
         groups = case.groups(seed, shape).astype(dtype)
         for span in SPANS:
-            h = weights(seed, groups.shape, span).astype(dtype)
+            h = weights(seed, groups.shape, min(span, case.span)).astype(dtype)
             found = case.constraint.project(groups, metric=h)
             assert found.dtype == groups.dtype
             for group, weight, point in zip(groups, h, found, strict=True):
@@ -114,7 +114,7 @@ def test_equal_weights_are_no_weights(case: Case) -> None:
 def test_the_nearest_point_in_all_frameworks(framework: Framework, case: Case) -> None:
     compiled_only = framework in (JAX, TENSORFLOW)  # which prepare every operation on its own when it is not
     groups = case.groups(2, case.shapes[-1])
-    h = weights(2, groups.shape, 6.0)
+    h = weights(2, groups.shape, min(6.0, case.span))
 
     def project(x: Any, h: Any) -> Any:
         return case.constraint.project(x, metric=h)
@@ -134,7 +134,7 @@ def test_compiled_by_torch(case: Case) -> None:
         pytest.skip(f"{TORCH_GRAPH.needs} is not installed")
     shape = case.shapes[-1]
     groups = case.groups(3, shape)
-    h = weights(3, groups.shape, 6.0)
+    h = weights(3, groups.shape, min(6.0, case.span))
     assert TORCH_GRAPH.compile is not None
     with TORCH_GRAPH.scope():
         x, weight = TORCH_GRAPH.make(groups, "float64"), TORCH_GRAPH.make(h, "float64")
@@ -233,7 +233,7 @@ def test_derivatives_in_a_metric(case: Case) -> None:
 def test_huge_and_tiny_in_a_metric(case: Case) -> None:
     some_groups = case.groups(6, case.shapes[-1])[[1, 4, 6]]
     groups = np.concatenate([some_groups * size for size in (1e-38, 1e-30, 1e15, 1e30)]).astype(np.float32)
-    h = weights(6, groups.shape, 24.0).astype(np.float32)
+    h = weights(6, groups.shape, case.span).astype(np.float32)
     found = case.constraint.project(groups, metric=h)
     assert np.isfinite(found).all()
     for point in found:

@@ -41,6 +41,12 @@ SETS: list[Described] = [
     (pg.L1InfBall(1.0), (3, 4), lambda y: [cp.sum(cp.max(cp.abs(y), axis=1)) <= 1]),
     (pg.Symmetric(), (3, 3), lambda y: [y == y.T]),
     (pg.SkewSymmetric(), (3, 3), lambda y: [y == -y.T]),
+    (pg.DoublyStochastic(), (4, 4), lambda y: [y >= 0, cp.sum(y, axis=0) == 1, cp.sum(y, axis=1) == 1]),
+    (
+        pg.Transport([1.0, 2.0, 0.5], [1.5, 0.5, 1.0, 0.5]),
+        (3, 4),
+        lambda y: [y >= 0, cp.sum(y, axis=1) == np.asarray([1, 2, 0.5]), cp.sum(y, axis=0) == [1.5, 0.5, 1, 0.5]],
+    ),
     (pg.Simplex() & pg.Halfspace(NORMAL, 0.0), (N,), lambda y: [y >= 0, cp.sum(y) == 1, NORMAL @ y <= 0]),
     (pg.MaxNorm(0.7, axis=0) & pg.NonNeg(), (N,), lambda y: [cp.norm(y) <= 0.7, y >= 0]),
     (pg.MaxNorm(0.7, axis=0) & pg.Box(-0.2, 0.4), (N,), lambda y: [cp.norm(y) <= 0.7, y >= -0.2, y <= 0.4]),

@@ -161,3 +161,21 @@ def test_an_iteration_limit_is_an_error(monkeypatch):
     monkeypatch.setattr(transport, "_MOST", 2)
     with pytest.raises(RuntimeError, match="did not reach its tolerance"):
         pg.DoublyStochastic().project(np.random.default_rng(7).standard_normal((9, 9)))
+
+
+@pytest.mark.parametrize("scale", [1.0, 1e3])
+def test_thirty_by_thirty_in_a_metric(scale):
+    from scipy.optimize import linprog
+
+    rng = np.random.default_rng(4)
+    x, h = scale * rng.standard_normal((30, 30)), 10.0 ** (-4 * rng.random((30, 30)))
+    y = pg.DoublyStochastic().project(x, metric=h)
+    np.testing.assert_allclose([y.sum(0), y.sum(1)], 1, rtol=1e-13)
+    # optimal: numbers a and b with h (x - y) = a + b on the support and <= elsewhere; the least that they are off is t
+    way, on = (h * (x - y)).reshape(-1), y.reshape(-1) > 0
+    sums = np.hstack([np.kron(np.eye(30), np.ones((30, 1))), np.kron(np.ones((30, 1)), np.eye(30)), np.ones((900, 1))])
+    least = sums[on] * ([1.0] * 60 + [-1.0])
+    rows, bounds = np.vstack([-sums, least]), np.append(-way, way[on])
+    found = linprog([0.0] * 60 + [1.0], rows, bounds, bounds=[(None, None)] * 60 + [(0, None)])
+    assert found.status == 0
+    assert found.fun <= 1e-9 * scale

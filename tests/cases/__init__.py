@@ -29,6 +29,7 @@ class Case:
         accuracy: how many times `projgrad.tolerance` the result may be off.
         smooth: there are points around which the projection has a derivative.
         low: try float16 and bfloat16 too.
+        span: the orders of magnitude that the weights of a metric may span.
     """
 
     constraint: Any
@@ -40,6 +41,7 @@ class Case:
     accuracy: float = 1.0
     smooth: bool = True
     low: bool = True
+    span: float = 24.0
 
     @property
     def rank(self) -> int:

@@ -48,11 +48,13 @@ CASES = [
         [(1, 1), (3, 3), (6, 6)],
         lambda y: off(y, np.ones(len(y)), np.ones(len(y))),
         lambda v: by_support(v, np.ones(len(v)), np.ones(len(v))),
+        span=4.0,
     ),
     Case(
         pg.Transport(ROWS, COLUMNS),
         [(3, 5)],
         lambda y: off(y, ROWS, COLUMNS),
         lambda v: by_support(v, ROWS, COLUMNS),
+        span=4.0,
     ),
 ]
