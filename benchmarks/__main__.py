@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks import max_norm, metric
+from benchmarks import max_norm, metric, record, root_steps
 from benchmarks.harness import Comparison, Result, environment, measure, overview, peak_memory, save, table
 
 # every benchmark: its comparisons, given whether to be quick
@@ -16,6 +16,8 @@ BENCHMARKS: dict[str, Callable[[bool], Iterable[Comparison]]] = {
     "max_norm": max_norm.comparisons,
     "metric": metric.comparisons,
     "adam_step": metric.steps,
+    "record": record.comparisons,
+    "root_steps": root_steps.comparisons,
 }
 
 

@@ -8,9 +8,12 @@ from projgrad.moves import Clip as Clip
 from projgrad.moves import Move as Move
 from projgrad.moves import Replace as Replace
 from projgrad.moves import Scale as Scale
+from projgrad.plot import plot_reports as plot_reports
 from projgrad.precision import tolerance as tolerance
 from projgrad.registry import from_dict as from_dict
 from projgrad.registry import register as register
+from projgrad.report import Report as Report
+from projgrad.report import Row as Row
 from projgrad.schedule import Schedule as Schedule
 from projgrad.sets import Affine as Affine
 from projgrad.sets import Box as Box

@@ -159,7 +159,8 @@ class Constraint(ABC):
             `projgrad.tolerance`, come back bit for bit.
 
         Raises:
-            TypeError: `x` is not an array, or not floating-point.
+            TypeError: `x` is not an array, or not floating-point; it is spread over processes (DTensor: see
+                `projgrad.torch.project_`).
             ValueError: an axis does not exist in `x`, or is "incoming", which an array alone does not tell; there is a
                 schedule and no step; the nearest point in a metric is not implemented, or the metric does not broadcast
                 to `x` or, where it can be looked at, is not positive and finite.

@@ -183,7 +183,7 @@ class Intersection(Constraint):
         bound = type(self)(*(part.bind(shape, incoming) for part in self.sets), method=self.method, rate=self.rate)
         if None not in shape:
             bound.check_shape(shape)
-            if not bound.scheduled:
+            if not (bound.scheduled or bound.traced):
                 bound._check(shape, tagging=True)
                 bound._refuse_empty(shape)
         return bound

@@ -63,6 +63,10 @@ class Namespace:
         numbers, most = np.asarray(value), self.largest(dtype)
         return np.where(np.isfinite(numbers), np.clip(numbers, -most, most), numbers)
 
+    def host(self, x: Array) -> np.ndarray:
+        """`x` as an array of NumPy."""
+        return np.asarray(x)
+
     def stop_gradient(self, x: Array) -> Array:
         """`x`, held constant in differentiation."""
         return x
@@ -226,6 +230,12 @@ def native(x: Any) -> tuple[Array, Namespace]:
 def _find(x: Any) -> Namespace:
     # the one place where the core looks for a framework
     xp: Namespace
+    if _is(x, "torch.distributed.tensor", "DTensor"):
+        # what looks at its values may send messages that the other processes do not wait for
+        raise TypeError(
+            "a DTensor is spread over processes: project it with projgrad.torch.project_(x, constraint), or all of a "
+            "model with project_params(), in all processes; violations() and audit() check them"
+        )
     if _is(x, "torch", "Tensor"):
         from projgrad_backends.torch.namespace import xp
     elif _is(x, "jax", "Array"):

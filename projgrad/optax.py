@@ -10,6 +10,7 @@ from projgrad_backends.jax.metric import register_metric as register_metric
 from projgrad_backends.jax.params import audit as audit
 from projgrad_backends.jax.params import project_params as project_params
 from projgrad_backends.jax.params import violations as violations
+from projgrad_backends.jax.report import report as report
 from projgrad_backends.jax.spg import spg as spg
 from projgrad_backends.jax.transform import apply_updates as apply_updates
 from projgrad_backends.jax.transform import project as project

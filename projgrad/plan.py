@@ -11,6 +11,7 @@ from projgrad.composition.rules import choose
 from projgrad.constraint import Constraint
 from projgrad.intersection import Intersection
 from projgrad.joint import Layout
+from projgrad.moves import is_one
 from projgrad.namespace import Array
 from projgrad.schedule import is_step
 from projgrad.tag import OPTIMIZER, Tag
@@ -73,6 +74,11 @@ class PlanEntry:
         """Whether it matters which step it is."""
         return self.tag.every > 1 or self.constraint.scheduled
 
+    @property
+    def settles(self) -> bool:
+        """Whether a projection goes all the way, so that one more changes nothing."""
+        return _settles(self.constraint)
+
     def due(self, step: Any) -> Any:
         """Whether the projection is to be done after so many steps; an array where `step` is one."""
         due = self.tag.every == 1 or step % self.tag.every == 0
@@ -103,6 +109,12 @@ class PlanEntry:
     def violation(self, arrays: Sequence[Any], step: Any = None) -> Array:
         """The distance of every group from the set."""
         return self.constraint.violation(self.gather(arrays), step=step)
+
+
+def _settles(value: Any) -> bool:
+    if isinstance(value, tuple):
+        return all(_settles(part) for part in value)
+    return not isinstance(value, Constraint) or (is_one(value.rate) and _settles(tuple(vars(value).values())))
 
 
 class Plan(tuple[PlanEntry, ...]):

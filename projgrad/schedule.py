@@ -125,27 +125,49 @@ def value_at(value: Any, step: Any, dtype: Any) -> Any:
 def make_at_steps(post_init: Callable[[Any], None]) -> Callable[[Any], None]:
     """A `__post_init__` that is done for the numbers at each step of the schedules among the fields of a constraint.
 
-    It sees numbers only. Its errors say at which step; what it makes of the other fields is kept.
+    It sees numbers only, which for a traced number, as `optax.inject_hyperparams` gives, is a stand-in. Its errors say
+    at which step; what it makes of the other fields is kept.
     """
 
     @wraps(post_init)
     def make(self: Any) -> None:
-        schedules = {f.name: v for f in fields(self) if isinstance(v := getattr(self, f.name), Schedule)}
-        if not schedules:
+        given = {f.name: getattr(self, f.name) for f in fields(self)}
+        schedules = {name: value for name, value in given.items() if isinstance(value, Schedule)}
+        unknown = {name: _stand_in(self, name) for name, value in given.items() if _is_unknown(value)}
+        if not schedules and not unknown:
             post_init(self)
-        for step in sorted({step for schedule in schedules.values() for step in schedule.steps}):
+        steps = {step for schedule in schedules.values() for step in schedule.steps}
+        for step in sorted(steps) or ([0] if unknown else []):
             try:
-                plain = replace(self, **{name: schedule.at(step) for name, schedule in schedules.items()})
+                plain = replace(self, **unknown, **{name: schedule.at(step) for name, schedule in schedules.items()})
             except (TypeError, ValueError) as error:
-                raise type(error)(f"{error} (at step {step} of its schedule)") from None
+                at = f" (at step {step} of its schedule)" if schedules else ""
+                at += "".join(f" (with {value} for {name}, which is traced)" for name, value in unknown.items())
+                raise type(error)(f"{error}{at}") from None
             for name, value in vars(plain).items():
-                if name not in schedules:
+                if name not in schedules and name not in unknown:
                     object.__setattr__(self, name, value)
         scheduled = bool(steps_in(tuple(vars(self).values())))
         if scheduled != self.scheduled:
             object.__setattr__(self, "scheduled", scheduled)
+        if unknown or _has_traced(tuple(vars(self).values())):
+            object.__setattr__(self, "traced", True)
 
     return make
+
+
+def _is_unknown(value: Any) -> bool:
+    """Whether this is a number that only compiled code will know."""
+    return getattr(value, "shape", None) == () and not (lookup := native(value))[1].can_look(lookup[0])
+
+
+def _has_traced(value: Any) -> bool:
+    return any(map(_has_traced, value)) if isinstance(value, tuple) else getattr(value, "traced", False)
+
+
+def _stand_in(constraint: Any, name: str) -> float:
+    default = next(f.default for f in fields(constraint) if f.name == name)
+    return default if isinstance(default, float) else 1.0
 
 
 def check_at_steps(check_shape: Callable[..., None]) -> Callable[..., None]:

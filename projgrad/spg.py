@@ -19,8 +19,6 @@ from __future__ import annotations
 
 from typing import Any
 
-from projgrad.constraint import Constraint
-from projgrad.moves import is_one
 from projgrad.namespace import Array
 from projgrad.plan import Plan
 
@@ -82,14 +80,8 @@ def check_plan(plan: Plan) -> None:
     """Raise ValueError where what holds is not the same set, projected onto strictly, in every step."""
     for entry in plan:
         plain = type(entry.tag)(entry.constraint, metric=entry.tag.metric)
-        if entry.tag != plain or entry.counts or entry.in_metric or _is_relaxed(entry.constraint):
+        if entry.tag != plain or entry.counts or entry.in_metric or not entry.settles:
             raise ValueError(
                 f"{entry.name}: the spectral projected gradient method minimises over a set that stays as it is, with "
                 f"the nearest point in the Euclidean norm after every step; it cannot have {entry.tag}"
             )
-
-
-def _is_relaxed(value: Any) -> bool:
-    if isinstance(value, Constraint):
-        return not is_one(value.rate) or any(_is_relaxed(part) for part in vars(value).values())
-    return isinstance(value, tuple) and any(_is_relaxed(part) for part in value)

@@ -7,4 +7,5 @@ except ImportError as error:
 
 from projgrad_backends.tensorflow.params import audit as audit
 from projgrad_backends.tensorflow.params import project_params as project_params
+from projgrad_backends.tensorflow.params import report as report
 from projgrad_backends.tensorflow.params import violations as violations

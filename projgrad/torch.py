@@ -12,4 +12,5 @@ from projgrad_backends.torch.parameters import constrain as constrain
 from projgrad_backends.torch.params import audit as audit
 from projgrad_backends.torch.params import project_params as project_params
 from projgrad_backends.torch.params import violations as violations
+from projgrad_backends.torch.report import report as report
 from projgrad_backends.torch.spg import SPG as SPG

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 import math
+from itertools import islice
 
+import numpy as np
 import pytest
 
 torch = pytest.importorskip("torch")
 
 import projgrad as pg
-from benchmarks import convergence
+from benchmarks import convergence, root_steps
 from benchmarks.__main__ import main
 from benchmarks.harness import Candidate, Comparison, measure, overview, peak_memory, table
 from projgrad.torch import project_
@@ -90,6 +92,20 @@ def test_the_table_and_the_plot_of_all_optimizers(tmp_path, capsys):
     assert list(gaps) == list(convergence.OPTIMIZERS)
     assert f"| {problem} | " in capsys.readouterr().out
     assert (tmp_path / "convergence.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_root_starts_near_without_the_last_one():
+    pytest.importorskip("sklearn")
+    last, found = root_steps.training(quick=True)
+    steps = {name: np.concatenate(each) for name, each in found.items()}
+    assert len(steps["projgrad, own start"]) > 500  # rows
+    assert steps["projgrad, own start"].mean() < steps["Newton, last root"].mean() < steps["Newton, own start"].mean()
+    assert steps["projgrad, own start"].max() <= 8
+    for name, roots in root_steps.METHODS.items():
+        assert steps[name].max() < root_steps.MOST  # all found, and the same ones
+        root = next(islice(roots(last), root_steps.MOST, None))
+        y = last.v * last.h / (last.h - last.least + root)
+        np.testing.assert_allclose(np.where(last.outside, y, last.v), last.nearest, atol=2e-6)
 
 
 IN_PLACE = [

@@ -249,11 +249,3 @@ def test_a_function_that_fails_changes_nothing():
         project_params(model, {"*/kernel": pg.MaxNorm(0.01), "*/bias": fails})
     for w, b in zip(model.weights, before, strict=True):
         np.testing.assert_array_equal(keras.ops.convert_to_numpy(w), b)
-
-
-def test_tangents_are_not_for_keras():
-    model = keras.Sequential([layers.Input((3,)), layers.Dense(2, name="dense")])
-    with pytest.raises(ValueError, match="dense/kernel: tangent='update' is implemented for PyTorch and optax only"):
-        ProjectedOptimizer(
-            keras.optimizers.Adam(), {"dense/kernel": pg.Tag(pg.NonNeg(), tangent="update")}, model=model
-        )

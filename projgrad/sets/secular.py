@@ -45,6 +45,7 @@ def onto_shell(
     least, tiny = xp.min(h, axis=-1, keepdims=True), 1e3 * precision(h.dtype).tiny
     above, size = h - least, xp.abs(a) * h
     start = xp.max(size - above, axis=-1, keepdims=True)  # as no entry has more than the norm by itself
+    start = xp.where(length > high, xp.maximum(start, least), start)  # l is above 0 where it is too long
     start = xp.where(start > tiny, start, tiny + zero)
     # l is 0 where the norm is met, and more or less in proportion to what is too much
     guess = least + xp.where(length > high, xp.times(largest, pull / unit) - ratio, 0.0)

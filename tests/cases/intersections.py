@@ -72,22 +72,27 @@ def plane_and_box(v: np.ndarray, normal: np.ndarray, offset: float, low: float, 
 
 
 def simplex_below(v: np.ndarray, normal: np.ndarray, offset: float) -> np.ndarray:
-    """By trying every set of entries that are not 0, with and without equality in the halfspace."""
+    """By trying every set of entries that are not 0: the point for which the conditions of optimality hold best.
+
+    Distances would not do, as they are the same to rounding for points that are not.
+    """
     free = by_bisection(v, 1.0)
     if normal @ free <= offset:
         return free
 
-    def candidates() -> Iterator[np.ndarray]:
-        for size in range(1, v.size + 1):
+    def candidates() -> Iterator[tuple[float, np.ndarray]]:
+        for size in range(2, v.size + 1):
             for chosen in map(list, itertools.combinations(range(v.size), size)):
                 rows, sides = np.stack([np.ones(size), normal[chosen]]), np.array([1.0, offset])
                 some, *_ = np.linalg.lstsq(rows, sides - rows @ v[chosen], rcond=None)
                 y = np.zeros(v.size)
                 y[chosen] = v[chosen] + some
-                if np.all(y >= -1e-12) and np.abs(rows @ y[chosen] - sides).max() < 1e-9 * (1 + np.abs(v).max()):
-                    yield np.maximum(y, 0)
+                (shift, slope), *_ = np.linalg.lstsq(rows.T, some, rcond=None)
+                rest = np.delete(v + shift + slope * normal, chosen)
+                wrong = max(slope, -y.min(), rest.max(initial=0.0), np.abs(rows @ y[chosen] - sides).max())
+                yield float(wrong), np.maximum(y, 0)
 
-    return nearest_of(v, candidates())
+    return min(candidates(), key=lambda pair: pair[0])[1]
 
 
 def l1_and_l2(v: np.ndarray, total: float, radius: float) -> np.ndarray:

@@ -14,9 +14,11 @@ import projgrad as pg
 torch = pytest.importorskip("torch")
 
 from torch import Tensor, nn, optim
+from torch.nn.utils import parametrizations
+from torch.nn.utils.prune import l1_unstructured
 
 from projgrad.torch import ProjectedOptimizer, project_params
-from tests.torch_network import held, network, train, wrapped
+from tests.torch_network import RULES, held, loss_of, network, train, wrapped
 
 DEAD = r"0.weight: the tensor that the optimizer holds is not the model's any more.*make the optimizer and wrap it anew"
 
@@ -37,7 +39,11 @@ def converted(model: Any) -> None:
         torch.__future__.set_overwrite_module_params_on_conversion(False)
 
 
-@pytest.mark.parametrize("event", [assigned, replaced, converted])
+def layer_replaced(model: Any) -> None:
+    model[0] = nn.Linear(4, 8)
+
+
+@pytest.mark.parametrize("event", [assigned, replaced, converted, layer_replaced])
 def test_a_parameter_that_was_replaced_after_wrapping_is_an_error(event: Any) -> None:
     model = network()
     optimizer = wrapped(model)
@@ -48,6 +54,60 @@ def test_a_parameter_that_was_replaced_after_wrapping_is_an_error(event: Any) ->
     anew = wrapped(model)
     train(anew, model, 2)
     assert held(model)
+
+
+def test_a_replaced_parameter_that_still_has_a_gradient_is_an_error() -> None:
+    model = network()
+    optimizer = wrapped(model)
+    loss_of(model).backward()
+    replaced(model)
+    with pytest.raises(RuntimeError, match=DEAD):
+        optimizer.step()
+
+
+def test_a_group_that_was_added_later_is_watched_too() -> None:
+    model = network()
+    optimizer = ProjectedOptimizer(optim.SGD(model[3].parameters(), 0.1), RULES, model=model, partial=True)
+    optimizer.add_param_group({"params": model[0].parameters()})
+    train(optimizer, model, 1)
+    replaced(model)
+    with pytest.raises(RuntimeError, match=DEAD):
+        train(optimizer, model, 1)
+
+
+@pytest.mark.parametrize(
+    "compute",
+    [
+        lambda layer: parametrizations.orthogonal(layer),
+        lambda layer: parametrizations.weight_norm(layer),
+        lambda layer: nn.utils.spectral_norm(layer),
+        lambda layer: l1_unstructured(layer, "weight", 1),
+    ],
+    ids=["orthogonal", "weight_norm", "old spectral_norm", "pruned"],
+)
+def test_a_weight_that_is_parametrized_after_wrapping_is_an_error(compute: Any) -> None:
+    model = network()
+    optimizer = wrapped(model)
+    compute(model[0])
+    with pytest.raises(RuntimeError, match=r"0.weight: it was parametrized .* after the optimizer was wrapped.*None"):
+        train(optimizer, model, 1)
+    optimizer.set_rules({**RULES, "0.*": None}, model=model)
+    train(optimizer, model, 1)
+    assert [entry.name for entry in optimizer.plan] == ["3.weight"]
+
+
+def test_layers_that_are_removed_or_exchanged_around_their_weights_are_no_error() -> None:
+    model = network()
+    optimizer = wrapped(model)
+    other = nn.Linear(4, 8)
+    other.weight, other.bias = model[0].weight, model[0].bias
+    model[0] = other
+    train(optimizer, model, 1)
+    assert held(model)
+    other.register_parameter("weight", None)
+    optimizer.step()
+    model[0] = nn.Identity()
+    optimizer.step()
 
 
 def test_an_optimizer_of_a_model_without_memory_is_an_error() -> None:

@@ -88,8 +88,8 @@ class Run:
 def test_a_resumed_run_goes_on_bit_for_bit(name: str, order: str, tmp_path: Path) -> None:
     rules = RULES[name]
     whole = Run(rules).train(20)
-    # a state of no steps does not say whether the weights beside it were projected, which matters with a rate
-    for stop in (1, 7) if "rate" in name and order.startswith("model") else (0, 1, 7):
+    # a state of no steps does not say whether the weights that were wrapped are those beside it, or new ones
+    for stop in (1, 7) if "rate" in name and order.startswith("model, wrap") else (0, 1, 7):
         file = Run(rules).train(stop).save(tmp_path / "checkpoint")
         first = Run(rules, file, order).train(12)
         assert Run(rules, first.save(tmp_path / "second"), order).train(20).same(whole)
@@ -111,6 +111,38 @@ def test_weights_that_came_between_are_not_taken_back(tmp_path: Path) -> None:
         p.data.copy_(torch.ones_like(p))  # which the version of the parameter does not show
     run.optimizer.load_state_dict(state)
     assert all(bool((p == 1).all()) for p in run.model.parameters())
+
+
+def test_other_rules_hold_for_a_bare_optimizer_that_has_the_number_of_steps(tmp_path: Path) -> None:
+    state = Run(RULES["schedule, every"]).train(5).optimizer.state_dict()
+    model = network()
+    with torch.no_grad():
+        for p in model.parameters():
+            p.mul_(10)
+    bare = torch.optim.Adam(model.parameters(), lr=0.05)
+    bare.load_state_dict(state)
+    start = [p.detach().clone() for p in model.parameters()]
+    rules = {
+        "0.weight": pg.MaxNorm(pg.Schedule({0: 0.3, 10: 1.3})),
+        "0.bias": pg.Box(-0.1, 0.1).every(5),
+        "3.weight": pg.MaxNorm(0.5).every(2),  # next after the sixth step
+        "3.bias": pg.NonNeg(rate=0.5),
+    }
+    optimizer = ProjectedOptimizer(bare, rules, model=model)
+    found = violations(model, rules, step=5)
+    assert found["0.weight"] < 1e-6
+    assert found["0.bias"] == 0
+    assert float(model[0].weight.norm(dim=1).max()) == pytest.approx(0.8, abs=1e-6)
+    assert all(torch.equal(p, q) for p, q in zip(model[3].parameters(), start[2:], strict=True))
+    model(torch.ones(2, 6)).square().sum().backward()
+    optimizer.step()
+    assert violations(model, rules, step=6)["3.weight"] < 1e-6
+    assert optimizer.param_groups[0]["projgrad"] == {"step": 6}
+    again = torch.optim.Adam(model.parameters(), lr=0.05)
+    again.load_state_dict(optimizer.state_dict())
+    assert "projgrad" not in ProjectedOptimizer(again, {"3.weight": pg.Simplex()}, model=model).state_dict()
+    assert "projgrad" not in again.param_groups[0]  # there is nothing to count any more
+    assert max(violations(model, {"3.weight": pg.Simplex()}).values()) < 1e-6
 
 
 def test_a_state_of_no_steps_takes_nothing_back() -> None:
@@ -226,8 +258,10 @@ from tests.integrations.test_torch_resume import RULES, Run
 name, order, file, end = sys.argv[1], sys.argv[2], Path(sys.argv[3]), int(sys.argv[4])
 run = Run(RULES[name], file if file.exists() else None, order)
 while run.step < end:
-    run.train(run.step + 3).save(file)
-    time.sleep(0.05)
+    run.train(run.step + 1)
+    time.sleep(0.02)  # so that it is killed between two checkpoints
+    if run.step % 3 == 0:
+        run.save(file)
 """
 
 

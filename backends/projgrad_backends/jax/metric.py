@@ -91,7 +91,7 @@ def weights_of(
 # they treat all coordinates of a parameter alike
 _UNSCALED = (
     *("AccumulateAvgUpdatesState", "AddNoiseState", "ApplyEvery", "DoGState", "DoWGState", "EmaState", "EmptyState"),
-    *("MonitorState", "ProjectState", "ReduceLROnPlateauState", "ScaleByBacktrackingLinesearchState"),
+    *("MonitorState", "ProjectState", "RecordState", "ReduceLROnPlateauState", "ScaleByBacktrackingLinesearchState"),
     *("ScaleByDistanceOverGradientsState", "ScaleByNovogradState", "ScaleByOptimisticGradientState"),
     *("ScaleByScheduleState", "ScaleByZoomLinesearchState", "SnapshotState", "TraceState", "WrappedScheduleState"),
     "ZeroNansState",

@@ -61,7 +61,9 @@ class JaxNamespace(Namespace):
         def go(carried: tuple[Any, ...]) -> Any:
             return (carried[0] < most) & jnp.any(carried[1])
 
-        return jax.lax.while_loop(go, lambda c: (c[0] + 1, *step(*c[1:])), (0, *state))[1:]
+        # made of the state, for where vmap is over an explicit axis of a mesh, which JAX gives to no constant
+        start = 0 * jnp.any(state[0]).astype("int32")
+        return jax.lax.while_loop(go, lambda c: (c[0] + 1, *step(*c[1:])), (start, *state))[1:]
 
     def unless(self, done: Any, function: Callable[..., Any], x: jax.Array, *others: Any) -> jax.Array:
         if self.can_look(x):

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import sys
+from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from projgrad.audit import check_inside
+from projgrad.plan import PlanEntry
 from projgrad.rules import Rules
 from projgrad_backends.jax.parameters import is_module
+from projgrad_backends.jax.sharding import automatic
 from projgrad_backends.jax.tags import Tags, when_due
 
-__all__ = ["audit", "project_params", "project_tagged", "violations"]
+__all__ = ["alike", "audit", "project_params", "project_tagged", "violations"]
 
 
 def project_params(
@@ -48,7 +51,11 @@ def project_params(
 def project_tagged(params: Any, tags: Tags, step: Any) -> Any:
     """A pytree with every parameter for which there is a tag projected."""
     leaves, tagged = tags.of(params)
-    return tagged.map(lambda entry, p: when_due(entry, step, lambda: entry.project(_alike(p), step), lambda: p), leaves)
+    return tagged.map(_project, step, leaves)
+
+
+def _project(entry: PlanEntry, params: list[Any], step: Any) -> list[Any]:
+    return when_due(entry, step, lambda: entry.project(alike(params), step), lambda: params)
 
 
 def violations(
@@ -73,9 +80,10 @@ def violations(
         nnx = sys.modules["flax.nnx"]
         return violations(nnx.state(params, nnx.Param), rules, tree=tree, model=params, step=step)
     leaves, tagged = Tags(rules, tree, model).of(params)
-    most: dict[str, Any] = {
-        entry.name: _largest(entry.violation(_alike([leaves[i] for i in entry.handles]), step)) for entry in tagged.plan
-    }
+    most: dict[str, Any] = {}
+    for entry in tagged.plan:
+        found = partial(_violation, entry)
+        most[entry.name] = automatic(found, None, [leaves[i] for i in entry.handles], step)
     if any(isinstance(value, jax.core.Tracer) for value in most.values()):
         return most
     return {name: float(value) for name, value in jax.device_get(most).items()}
@@ -108,15 +116,18 @@ def audit(
         nnx = sys.modules["flax.nnx"]
         return audit(nnx.state(params, nnx.Param), rules, tree=tree, model=params, step=step, tol=tol)
     leaves, tagged = Tags(rules, tree, model).of(params)
-    held = ((entry, _alike([leaves[i] for i in entry.handles])) for entry in tagged.plan)
-    return check_inside(held, step, tol)
+
+    def check(leaves: list[Any]) -> None:
+        check_inside(((entry, alike([leaves[i] for i in entry.handles])) for entry in tagged.plan), step, tol)
+
+    return automatic(check, None, leaves)
 
 
-def _alike(arrays: list[Any]) -> list[Any]:
+def alike(arrays: list[Any]) -> list[Any]:
     """Arrays of one framework: where NumPy's are among others, all are JAX's."""
     return arrays if len({type(x) for x in arrays}) == 1 else [jnp.asarray(x) for x in arrays]
 
 
-def _largest(distances: Any) -> jax.Array:
-    away = jnp.asarray(distances)
+def _violation(entry: PlanEntry, params: list[Any], step: Any) -> jax.Array:
+    away = jnp.asarray(entry.violation(alike(params), step))
     return jnp.max(away) if away.size else jnp.zeros((), away.dtype)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -119,7 +118,7 @@ def spg(
         leaves, tagged = tags.of(params)
         steps = jax.tree.map(lambda g, p: (-distance * g).astype(jnp.asarray(p).dtype), gradient, params)
         given = tagged.treedef.flatten_up_to(steps)
-        return tagged.map(partial(onto, step=None), leaves, [None] * len(leaves), given)
+        return tagged.map(onto, None, leaves, [None] * len(leaves), given)
 
     def update(
         updates: Any,

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from projgrad.plan import Plan, PlanEntry
 from projgrad.rules import Rules, resolve
 from projgrad.tag import Tag, as_tag, check_metric_name
 from projgrad_backends.jax.parameters import is_array, is_module, is_skipped, parameters
+from projgrad_backends.jax.sharding import automatic, is_manual
 
 __all__ = ["Tagged", "Tags", "when_due"]
 
@@ -20,10 +23,11 @@ _MOST = 16  # structures remembered; one optimizer sees one or two
 
 @dataclass(frozen=True)
 class Tagged:
-    """The plan of a pytree, whose handles are positions among the leaves."""
+    """The plan of a pytree, whose handles are positions among the leaves, and the names of all parameters."""
 
     treedef: Any
     plan: Plan
+    names: Mapping[int, str]
 
     def check(self, leaves: list[Any]) -> None:
         """Raise what projecting the leaves would raise, with the name: a function may return another shape."""
@@ -36,16 +40,18 @@ class Tagged:
                 kind = TypeError if isinstance(error, TypeError) else ValueError
                 raise kind(f"{entry.name} cannot have {entry.constraint}: {error}") from error
 
-    def map(self, do: Callable[..., Any], *leaves: list[Any]) -> Any:
-        """The tree of the last of `leaves`, with those that ``do(entry, *lists)`` makes of the constrained ones.
+    def map(self, do: Callable[..., Any], step: Any, *leaves: list[Any]) -> Any:
+        """The tree of the last of `leaves`, with those that ``do(entry, *lists, step)`` makes of the constrained ones.
 
         Args:
-            do: is given an entry of the plan, and its part of every one of `leaves`.
-            leaves: of trees of this structure.
+            do: is given an entry of the plan, its part of every one of `leaves`, and the step.
+            step: how many steps were made, or None.
+            leaves: of trees of this structure, the parameters first.
         """
         new = list(leaves[-1])
         for entry in self.plan:
-            made = do(entry, *([given[i] for i in entry.handles] for given in leaves))
+            parts = [[given[i] for i in entry.handles] for given in leaves]
+            made = automatic(partial(do, entry), parts[0], *parts, step)
             for i, leaf in zip(entry.handles, made, strict=True):
                 new[i] = leaf
         return jax.tree.unflatten(self.treedef, new)
@@ -73,12 +79,13 @@ class Tags:
             raise TypeError(f"model= is an nnx.Module or an equinox Module, not {type(model).__name__}")
         self._rules, self._tree, self._model, self._metric = rules, tree, model, metric
         self._seen: dict[Any, Tagged] = {}
+        self._whole: dict[Any, Plan] = {}  # the last plan of a structure outside of jax.shard_map
 
     def of(self, params: Any) -> tuple[list[Any], Tagged]:
         """The leaves of `params` and what holds for them.
 
         Raises:
-            TypeError, ValueError: the rules do not fit the tree.
+            TypeError, ValueError: the rules do not fit the tree; inside of `jax.shard_map`, a group is in parts.
         """
         leaves, treedef = jax.tree.flatten(params, is_leaf=is_skipped)
         key = (treedef, tuple((leaf.shape, leaf.dtype) if is_array(leaf) else None for leaf in leaves))
@@ -88,6 +95,10 @@ class Tags:
             return leaves, self._resolve(params, treedef)
         if found is None:
             found = self._resolve(params, treedef)
+            if is_manual():
+                _refuse_parts(found.plan, self._whole.get(treedef, ()))
+            else:
+                self._whole = {treedef: found.plan}
             if len(self._seen) == _MOST:
                 self._seen.clear()
             self._seen[key] = found
@@ -95,7 +106,8 @@ class Tags:
 
     def _resolve(self, params: Any, treedef: Any) -> Tagged:
         found = parameters(params, self._model, self._prefix(params))
-        return Tagged(treedef, resolve(self._rules, found, metric=self._metric))
+        names = {p.handle: p.name for p in found if jnp.issubdtype(p.dtype, jnp.inexact)}
+        return Tagged(treedef, resolve(self._rules, found, metric=self._metric), names)
 
     def _prefix(self, params: Any) -> dict[int, tuple[str, Tag]]:
         """What `tree` asks for, and where, by the position of the leaf."""
@@ -112,6 +124,20 @@ class Tags:
             spread += [choice] * len(jax.tree.leaves(part, is_leaf=is_skipped))
         tagged = ((i, path, choice) for i, (path, choice) in enumerate(spread) if not is_skipped(choice))
         return {i: (f"tree={jax.tree_util.keystr(path)}", as_tag(choice)) for i, path, choice in tagged}
+
+
+def _refuse_parts(plan: Iterable[PlanEntry], wholes: Iterable[PlanEntry]) -> None:
+    """Raise ValueError where a group has fewer entries along an axis than in the whole parameters."""
+    for part, whole in zip(plan, wholes, strict=False):
+        ndim = len(part.shape)
+        if part.names == whole.names and ndim == len(whole.shape):
+            for d in part.constraint.group_axes(ndim):
+                if part.shape[d] != whole.shape[d]:
+                    raise ValueError(
+                        f"{part.name}: {part.constraint} holds along axis {d}, of which jax.shard_map shows only "
+                        f"{part.shape[d]} of {whole.shape[d]} entries: make the update outside of jax.shard_map, or "
+                        "gather the parameter and its gradient first (jax.lax.all_gather with tiled=True)"
+                    )
 
 
 def when_due(entry: PlanEntry, step: Any, do: Callable[[], Any], otherwise: Callable[[], Any]) -> Any:

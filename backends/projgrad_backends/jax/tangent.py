@@ -35,14 +35,14 @@ def made_tangent(
     if not any(_asks(entry, what) for entry in tagged.plan):
         return tree
 
-    def tangent(entry: PlanEntry, points: list[Any], directions: list[Any]) -> list[Any]:
+    def tangent(entry: PlanEntry, points: list[Any], directions: list[Any], step: Any) -> list[Any]:
         if not _asks(entry, what) or any(is_skipped(d) for d in directions):
             return directions
         sign = -1 if descent else 1
         found = entry.tangent([jnp.asarray(p) for p in points], [sign * jnp.asarray(d) for d in directions], step)
         return [sign * d for d in found]
 
-    return tagged.map(tangent, points, tagged.treedef.flatten_up_to(tree))
+    return tagged.map(tangent, step, points, tagged.treedef.flatten_up_to(tree))
 
 
 def with_tangent_momentum(tagged: Tagged, state: Any, params: Any, updates: Any, step: Any) -> Any:

@@ -11,7 +11,7 @@ from keras import ops, optimizers
 from projgrad.plan import Plan
 from projgrad.scaling import look_up
 
-__all__ = ["check_scaling", "moments_before", "register_metric", "weights_of"]
+__all__ = ["check_scaling", "moments_before", "register_metric", "stepping", "weights_of"]
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 _known: dict[type, Callable[..., Any] | str | None] = {}
@@ -49,15 +49,11 @@ def register_metric(optimizer: type) -> Callable[[_F], _F]:
 
 
 def check_scaling(plan: Plan, optimizer: Any) -> None:
-    """Raise ValueError where an entry of the plan needs a metric that is not known, or another option Keras lacks."""
+    """Raise ValueError where an entry of the plan needs a metric that is not known."""
     for entry in plan:
-        if entry.tag.tangent is not None:
-            raise ValueError(
-                f"{entry.name}: tangent={entry.tag.tangent!r} is implemented for PyTorch and optax only; leave it out"
-            )
         if entry.in_metric:
             for variable in entry.handles:
-                part = _stepping(optimizer, variable)
+                part = stepping(optimizer, variable)
                 if part is not None:
                     _scaling(type(part))
 
@@ -66,7 +62,7 @@ def moments_before(plan: Plan, optimizer: Any) -> dict[int, Any]:
     """What the metric of a step needs of the state before it, by the id of the variable."""
     found = {}
     for variable in _in_metric(plan):
-        part = _stepping(optimizer, variable)
+        part = stepping(optimizer, variable)
         if isinstance(part, optimizers.Adadelta) and _scaling(type(part)) is _adadelta:
             moved = part._accumulated_delta_vars[part._get_variable_index(variable)]
             found[id(variable)] = ops.copy(moved)  # its step changes them in place
@@ -84,7 +80,7 @@ def weights_of(optimizer: Any, variables: Sequence[Any], before: dict[int, Any])
     Returns:
         For each variable a tensor; None if all its entries are alike.
     """
-    return [_weights(_stepping(optimizer, variable), variable, before.get(id(variable))) for variable in variables]
+    return [_weights(stepping(optimizer, variable), variable, before.get(id(variable))) for variable in variables]
 
 
 def _weights(optimizer: Any, variable: Any, before: Any) -> Any:
@@ -105,7 +101,7 @@ def _scaling(kind: type) -> Callable[..., Any] | None:
     return look_up(_known, kind, "keras")
 
 
-def _stepping(optimizer: Any, variable: Any) -> Any:
+def stepping(optimizer: Any, variable: Any) -> Any:
     """The optimizer that makes the steps of a variable; None before a MultiOptimizer is built."""
     while hasattr(optimizer, "inner_optimizer"):  # a LossScaleOptimizer
         optimizer = optimizer.inner_optimizer

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -10,11 +11,19 @@ from keras import layers
 
 from projgrad.constraint import Constraint
 from projgrad.rules import Parameter, Use
-from projgrad_backends.keras.incoming import incoming
+from projgrad_backends.keras.incoming import incoming, rank
 
-__all__ = ["described", "in_list", "in_model", "is_built", "path", "short_names"]
+__all__ = ["described", "in_list", "in_model", "is_built", "path", "refused", "short_names"]
 
 _NO_LAYER = 'only a layer tells what is "incoming": pass model=..., or give the axes as numbers, e.g. axis=0'
+_LORA = (
+    "enable_lora() has frozen it, and what the layer computes with is its sum with the product of its LoRA weights, "
+    "which no projection of it keeps in a set: leave it free by a None rule, or train without LoRA"
+)
+_QUANTIZED = (
+    "it is quantized, so it cannot go to the nearest point of a set: leave it free by a None rule, and constrain it "
+    "before it is quantized"
+)
 # the weights of these stand on a cell that the user did not make
 _WITH_CELL = (
     layers.SimpleRNN,
@@ -48,26 +57,48 @@ def is_built(model: Any) -> bool:
 
 def in_model(model: Any) -> list[Parameter]:
     """The parameters of a model or layer, frozen ones too, in the order of its weights."""
-    found: dict[int, tuple[Any, list[Use]]] = {}
+    found: dict[int, tuple[Any, list[Use], str]] = {}
     parts = model._flatten_layers()
     outer = {id(part.cell): part for part in parts if isinstance(part, _WITH_CELL)}
     for part in parts:
         # a statistic, such as a moving mean, is no parameter, and a frozen weight is one
-        for variable in part._trainable_variables:
+        quantized = [variable for variable in part._non_trainable_variables if _is_quantized(part, variable)]
+        for variable in (*part._trainable_variables, *quantized):
             use = _use(variable, outer.get(id(part), part), f"{model.name}/")
-            found.setdefault(id(variable), (variable, []))[1].append(use)
+            found.setdefault(id(variable), (variable, [], refused(part, variable)))[1].append(use)
     order = {id(variable): i for i, variable in enumerate(model.weights)}
-    held = [_parameter(variable, tuple(uses)) for variable, uses in found.values()]
+    held = [_parameter(variable, tuple(uses), why) for variable, uses, why in found.values()]
     return sorted(held, key=lambda parameter: order.get(id(parameter.handle), len(order)))
 
 
 def in_list(variables: Sequence[Any]) -> list[Parameter]:
     """Variables of unknown layers as parameters."""
     paths = [path(variable) for variable in variables]
-    return [
+    found = [
         _parameter(variable, (Use(short, _NO_LAYER, tag=_tag(variable), aliases=(full,)),))
         for variable, short, full in zip(variables, short_names(paths), paths, strict=True)
     ]
+    # what LoRA has frozen is not among them, and a rule may select it nonetheless
+    adapted = [p for p in found if re.search(r"(^|/)lora_\w+_a$", p.name)]
+    return [*found, *(_frozen_by_lora(parameter) for parameter in adapted)]
+
+
+def refused(layer: Any, variable: Any) -> str:
+    """Why a variable of this layer must not be constrained; empty if it may be."""
+    if any(other.name == f"lora_{variable.name}_a" for other in layer._trainable_variables):
+        return _LORA
+    return _QUANTIZED if _is_quantized(layer, variable) else ""
+
+
+def _is_quantized(layer: Any, variable: Any) -> bool:
+    known = getattr(layer, "quantization_mode", None) is not None and rank(layer, variable.name) is not None
+    return known and "int" in str(variable.dtype)
+
+
+def _frozen_by_lora(parameter: Parameter) -> Parameter:
+    use = parameter.uses[0]
+    name, full = (re.sub(r"lora_(\w+)_a$", r"\1", spelling) for spelling in (use.name, use.aliases[0]))
+    return Parameter((Use(name, _NO_LAYER, aliases=(full,)),), (), parameter.dtype, refused=_LORA)
 
 
 def path(variable: Any) -> str:
@@ -92,5 +123,5 @@ def _tag(variable: Any) -> Constraint | None:
     return tag if isinstance(tag, Constraint) else None
 
 
-def _parameter(variable: Any, uses: tuple[Use, ...]) -> Parameter:
-    return Parameter(uses, tuple(variable.shape), variable.dtype, handle=variable)
+def _parameter(variable: Any, uses: tuple[Use, ...], why: str = "") -> Parameter:
+    return Parameter(uses, tuple(variable.shape), variable.dtype, refused=why, handle=variable)

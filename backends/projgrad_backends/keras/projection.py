@@ -16,8 +16,9 @@ from projgrad.namespace import native
 from projgrad.plan import Plan, PlanEntry
 from projgrad.rules import Rules, resolve
 from projgrad_backends.keras.parameters import described
+from projgrad_backends.keras.record import Record
 
-__all__ = ["Progress", "Projection", "audit", "project_params", "violations"]
+__all__ = ["Progress", "Projection", "audit", "project_params", "violations", "without_gradients"]
 
 
 _Weights = Callable[[Sequence[Any]], list[Any]]
@@ -30,20 +31,27 @@ class Progress:
     Args:
         count: how often it was called, an int, an array or a variable.
         per_step: how many of these calls make a step, which is more than one where gradients are accumulated.
+        before: the count before the last call, where that may have been skipped.
     """
 
     count: Any
     per_step: int = 1
+    before: Any = None
 
     @property
     def step(self) -> Any:
         """The number of steps made."""
         return self._count // self.per_step
 
-    def due(self, entry: PlanEntry) -> Any:
-        """Whether a step was made just now after which the entry is to be projected."""
-        calls = entry.tag.every * self.per_step
-        return calls == 1 or self._count % calls == 0
+    def due(self, every: int) -> Any:
+        """Whether a step was made just now, and that is one of every so many; an array where it is decided later."""
+        calls = every * self.per_step
+        due = calls == 1 or self._count % calls == 0
+        return due if self.before is None else (self._count != self.before) & due
+
+    def projects(self, entry: PlanEntry) -> Any:
+        """Whether an entry is to be projected; once more after a skipped step, where that makes no difference."""
+        return (entry.tag.every * self.per_step == 1 and entry.settles) or self.due(entry.tag.every)
 
     @property
     def _count(self) -> Any:
@@ -61,46 +69,44 @@ class Projection:
         """All constrained variables."""
         return [variable for entry in self.plan for variable in entry.handles]
 
-    def project(self, progress: Progress, weights: _Weights) -> None:
+    def project(self, progress: Progress, weights: _Weights, record: Record) -> None:
         """Replace every variable for which that is due by the nearest point of its set.
 
         Args:
             progress: how far the optimizer is.
             weights: of the entries of some variables in the metric of the optimizer, for what is projected in it.
+            record: where to note what that does.
         """
-        with _without_gradients():
+        with without_gradients():
             for entry in self.plan:
-                _assign(entry, _projected(entry, entry.handles, progress, weights))
+                found = _projected(entry, progress, weights)
+                record.note(entry, found, progress.step if entry.counts else None, progress.due(entry.tag.every))
+                _assign(entry, found)
 
     def project_all(self, step: Any) -> None:
         """Replace all variables in the Euclidean metric, or, where a function fails, none; it needs more memory."""
-        with _without_gradients():
+        with without_gradients():
             values = [entry.project(entry.handles, step) for entry in self.plan]
             for entry, found in zip(self.plan, values, strict=True):
                 _assign(entry, found)
 
-    def project_values(self, values: dict[int, Any], progress: Progress, weights: _Weights) -> None:
-        """`project` for the values that stand for the variables in a stateless step, by the id of the variable."""
-        with _without_gradients():
-            for entry in self.plan:
-                given = [values[id(variable)] for variable in entry.handles]
-                found = _projected(entry, given, progress, weights)
-                values.update((id(variable), value) for variable, value in zip(entry.handles, found, strict=True))
-
-    def project_at_start(self, progress: Progress) -> None:
+    def project_at_start(self, progress: Progress, *, new: bool) -> None:
         """Project all for good, even where a function is being traced.
 
         Where TensorFlow makes the variables in that same trace, they have no values yet; the first step projects them.
+        Where it gave a `new` state the values of a checkpoint, the weights have theirs too, and are left to the steps.
         """
         with _outside_of_a_trace():
-            if all(_has_value(variable) for variable in (*self.variables, progress.count)):
-                step = int(keras.ops.convert_to_numpy(progress.step)) if self.plan.counts else None
-                self.project_all(step)
+            if not all(_has_value(variable) for variable in (*self.variables, progress.count)):
+                return
+            if new and keras.backend.backend() == "tensorflow" and int(keras.ops.convert_to_numpy(progress.count)):
+                return
+            self.project_all(int(keras.ops.convert_to_numpy(progress.step)) if self.plan.counts else None)
 
     def violations(self, step: Any) -> dict[str, float]:
         """The largest distance of a group from its set, by name; equal names count as one."""
         found: dict[str, float] = {}
-        with _without_gradients():
+        with without_gradients():
             for entry in self.plan:
                 distances = keras.ops.convert_to_numpy(entry.violation(entry.handles, step))
                 largest = float(np.max(distances, initial=0.0))
@@ -124,12 +130,12 @@ class Projection:
                 variable.constraint = entry.constraint
 
 
-def _projected(entry: PlanEntry, given: Sequence[Any], progress: Progress, weights: _Weights) -> list[Any]:
-    due, values = progress.due(entry), [native(value)[0] for value in given]
+def _projected(entry: PlanEntry, progress: Progress, weights: _Weights) -> list[Any]:
+    due, values = progress.projects(entry), [native(variable)[0] for variable in entry.handles]
 
     def do() -> list[Any]:
         h = weights(entry.handles) if entry.in_metric else None
-        return entry.project(given, progress.step if entry.counts else None, h)
+        return entry.project(values, progress.step if entry.counts else None, h)
 
     if isinstance(due, bool):
         return do() if due else values
@@ -190,11 +196,11 @@ def audit(model: Any, rules: Rules | None = None, *, step: int | None = None, to
         TypeError: the rules do not fit the model.
         ValueError: a weight is outside or NaN; the rules do not fit the model.
     """
-    with _without_gradients():
+    with without_gradients():
         check_inside(((entry, entry.handles) for entry in resolve(rules, described(model))), step, tol)
 
 
-def _without_gradients() -> AbstractContextManager[Any]:
+def without_gradients() -> AbstractContextManager[Any]:
     if keras.backend.backend() != "torch":
         return nullcontext()
     import torch

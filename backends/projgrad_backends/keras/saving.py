@@ -94,7 +94,8 @@ def _save_tag(tag: Tag) -> dict[str, Any]:
         inside = {"keras": keras.saving.serialize_keras_object(function)}
     else:
         inside = constraint.to_dict()
-    return {"joint": isinstance(tag, Joint), "every": tag.every, "metric": tag.metric, "constraint": inside}
+    options = {"every": tag.every, "metric": tag.metric, "tangent": tag.tangent}
+    return {"joint": isinstance(tag, Joint), **options, "constraint": inside}
 
 
 def _load_tag(saved: dict[str, Any]) -> Tag:
@@ -103,4 +104,4 @@ def _load_tag(saved: dict[str, Any]) -> Tag:
         constraint: Constraint = Function(keras.saving.deserialize_keras_object(inside["keras"]))
     else:
         constraint = from_dict(inside)
-    return (Joint if saved["joint"] else Tag)(constraint, saved["every"], saved.get("metric"))
+    return (Joint if saved["joint"] else Tag)(constraint, saved["every"], saved.get("metric"), saved.get("tangent"))

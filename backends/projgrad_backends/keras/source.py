@@ -8,7 +8,7 @@ from typing import Any
 
 import keras
 
-from projgrad.rules import Rules, resolve
+from projgrad.rules import Parameter, Rules, resolve
 from projgrad.tag import check_metric_name
 from projgrad_backends.keras.parameters import in_list, in_model, is_built
 from projgrad_backends.keras.projection import Projection
@@ -38,11 +38,13 @@ class GivenRules:
         return model is not None and is_built(model)
 
     def resolve(self, variables: Sequence[Any]) -> Projection:
-        parameters = in_list(variables) if self._model is None else in_model(self._alive())
-        found = resolve(self._rules, parameters, metric=self._metric)
+        found = resolve(self._rules, self.parameters(variables), metric=self._metric)
         if not self._given and not found:
             raise ValueError("nothing is tagged: give rules, or tag layers with constrain(layer, ...)")
         return Projection(found)
+
+    def parameters(self, variables: Sequence[Any]) -> list[Parameter]:
+        return in_list(variables) if self._model is None else in_model(self._alive())
 
     def trained(self) -> list[Any]:
         return list(self._alive().trainable_variables)
@@ -69,6 +71,9 @@ class LoadedPlan:
 
     def resolve(self, variables: Sequence[Any]) -> Projection:
         return Projection(load_plan(self._saved, variables))
+
+    def parameters(self, variables: Sequence[Any]) -> list[Parameter]:
+        return in_list(variables)
 
     def trained(self) -> list[Any]:
         return []

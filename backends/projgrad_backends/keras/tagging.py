@@ -13,6 +13,7 @@ from projgrad.constraint import Constraint
 from projgrad.joint import all_axes
 from projgrad.tag import Tag
 from projgrad_backends.keras.incoming import incoming, rank
+from projgrad_backends.keras.parameters import refused
 
 __all__ = ["constrain"]
 
@@ -38,8 +39,8 @@ def constrain(layer: _Layer, **constraints: Constraint | Tag | Callable[[Any], A
 
     Raises:
         TypeError: a constraint is neither a constraint nor a function.
-        ValueError: the layer has no such parameter, its number of dimensions is not known before it is built, or the
-            constraint does not fit; then nothing is changed.
+        ValueError: the layer has no such parameter, its number of dimensions is not known before it is built, LoRA has
+            frozen it, or the constraint does not fit; then nothing is changed.
 
     Example:
         >>> hidden = projgrad.keras.constrain(keras.layers.Dense(64), kernel=pg.MaxNorm(3.0))
@@ -77,6 +78,9 @@ def _change(part: Any, name: str, constraint: Any) -> tuple[str, Any, Any]:
     variable = next((v for v in part._trainable_variables if v.name == name), None)
     if slot is None or (part.built and variable is None) or (name == "bias" and not getattr(part, "use_bias", True)):
         raise ValueError(f"{part.name}, a {type(part).__name__}, has no {name} that Keras can constrain")
+    why = "" if variable is None or constraint is None else refused(part, variable)
+    if why:
+        raise ValueError(f"{part.name}: {name}: {why}")
     if isinstance(constraint, Tag):
         if constraint != Tag(constraint.constraint):
             raise ValueError(f"{part.name}: Keras knows no options such as those of {constraint}: give them as a rule")

@@ -11,10 +11,12 @@ import tensorflow as tf
 from projgrad.audit import check_inside
 from projgrad.namespace import native
 from projgrad.plan import Plan, PlanEntry
+from projgrad.record import rows_of_handles
+from projgrad.report import Report, make_report
 from projgrad.rules import Parameter, Rules, Use, resolve
 from projgrad.schedule import is_step
 
-__all__ = ["audit", "project_params", "violations"]
+__all__ = ["audit", "project_params", "report", "violations"]
 
 _NO_LAYER = 'TensorFlow variables have no layer that tells what is "incoming": give the axes as numbers, e.g. axis=0'
 
@@ -96,12 +98,34 @@ def audit(variables: Any, rules: Rules, *, step: Any = None, tol: float | None =
     check_inside(((entry, entry.handles) for entry in _resolved(variables, rules)), step, tol)
 
 
+def report(variables: Any, rules: Rules, *, step: Any = None) -> Report:
+    """What there is to see of all variables, the unconstrained too, a row each: print it, or see `projgrad.Report`.
+
+    Args:
+        variables: a `tf.Module`, a mapping of names to variables, or a list of variables.
+        rules: name patterns to constraints.
+        step: the number of steps made, for schedules.
+
+    Returns:
+        The rows, in the order of the variables; those of one set over several variables are one.
+
+    Raises:
+        TypeError, ValueError: the rules do not fit the variables.
+    """
+    held = _held(variables)
+    step = step if step is None or is_step(step) else native(step)[0]
+    return make_report(rows_of_handles(resolve(rules, held), held), step)
+
+
 def _resolved(variables: Any, rules: Rules) -> Plan:
+    return resolve(rules, _held(variables))
+
+
+def _held(variables: Any) -> list[Parameter]:
     named: dict[Any, tuple[tf.Variable, list[Use]]] = {}
     for name, variable in _named(variables):
         named.setdefault(variable.ref(), (variable, []))[1].append(Use(name, _NO_LAYER))
-    held = [Parameter(tuple(uses), tuple(v.shape), v.dtype, handle=v) for v, uses in named.values()]
-    return resolve(rules, held)
+    return [Parameter(tuple(uses), tuple(v.shape), v.dtype, handle=v) for v, uses in named.values()]
 
 
 def _named(variables: Any) -> Iterator[tuple[str, tf.Variable]]:

@@ -9,13 +9,11 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from projgrad.constraint import Constraint
-from projgrad.moves import is_one
 from projgrad.plan import PlanEntry
 from projgrad_backends.torch.held import Position
 from projgrad_backends.torch.sharded import any_nonzero, local_part
 
-__all__ = ["Undo", "beside", "counts", "only_initialises", "publish", "saved_steps"]
+__all__ = ["Undo", "beside", "counts", "is_done", "only_initialises", "publish", "saved_steps"]
 
 # beside the state, and in the first param group, since distributed checkpointing keeps nothing beside the two
 _KEY = "projgrad"
@@ -25,14 +23,15 @@ Groups = list[dict[str, Any]]
 
 def counts(entry: PlanEntry) -> bool:
     """Whether it matters which step it is, if only because projecting once more changes the parameter."""
-    return entry.counts or not _settles(entry.constraint)
+    return entry.counts or not entry.settles
 
 
-def _settles(value: Any) -> bool:
-    """Whether nothing in a constraint goes only a part of its way."""
-    if isinstance(value, tuple):
-        return all(_settles(part) for part in value)
-    return not isinstance(value, Constraint) or (is_one(value.rate) and _settles(tuple(vars(value).values())))
+def is_done(entry: PlanEntry, steps: int) -> bool:
+    """Whether projecting after so many steps changes nothing where that was done in the run that is resumed.
+
+    Where it was not, the weights are not to be projected, or are only on their way.
+    """
+    return entry.due(steps) and entry.settles
 
 
 def publish(groups: Groups, steps: int | None) -> None:

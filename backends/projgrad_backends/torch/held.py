@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import warnings
 import weakref
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+import torch
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 from torch.optim import Optimizer
 
 from projgrad.plan import PlanEntry
@@ -21,14 +23,13 @@ __all__ = [
     "check_alive",
     "check_not_flat",
     "check_optimizer",
-    "places_in",
+    "is_opaque",
     "refuse_opaque",
     "warn_without_gradients",
 ]
 
 Position = tuple[int, int]  # of a parameter in the groups, since the tensors there may be exchanged
-# the layers with a parameter, and its name there
-Places = Mapping[Position, list[tuple["weakref.ref[nn.Module]", str]]]
+_Place = tuple["weakref.ref[nn.Module]", str, str]  # the layer, its path in the model, and the name there
 
 _ANEW = (
     "Shard, move or load the model first (a state with assign=True, and any new parameter, takes the place of the old "
@@ -52,11 +53,15 @@ def check_not_flat(entry: PlanEntry, tensors: Sequence[Tensor]) -> None:
     if _divisible(entry):
         return
     for name, x in zip(entry.names, tensors, strict=True):
-        if getattr(x, "_fsdp_flattened", False) or getattr(x, "_is_flat_param", False):
+        if _is_flat(x):
             raise ValueError(
                 f"{name}: FullyShardedDataParallel (FSDP1) keeps it flat and in parts, in which {entry.constraint} has "
                 "no meaning: use fully_shard (FSDP2), or leave it free with a rule that maps it to None"
             )
+
+
+def _is_flat(x: Tensor) -> bool:
+    return getattr(x, "_fsdp_flattened", False) or getattr(x, "_is_flat_param", False)
 
 
 def _divisible(entry: PlanEntry) -> bool:
@@ -68,11 +73,16 @@ def refuse_opaque(located: Iterable[tuple[Sequence[Tensor], PlanEntry, Any]], er
     """Raise TypeError where the parameters are of a class that lacks an operation; else return."""
     for tensors, entry, _ in located:
         for name, x in zip(entry.names, tensors, strict=True):
-            if type(x).__torch_dispatch__ is not Tensor.__torch_dispatch__ and not is_sharded([x]):
+            if is_opaque(x):
                 raise TypeError(
                     f"{name}: {type(x).__name__}, such as a quantized weight, cannot be projected, as it lacks an "
                     "operation. Leave it free with a rule that maps it to None, or train a floating-point weight"
                 ) from error
+
+
+def is_opaque(x: Tensor) -> bool:
+    """Whether it is of a class that has operations of its own, such as a quantized weight."""
+    return type(x).__torch_dispatch__ is not Tensor.__torch_dispatch__ and not is_sharded([x])
 
 
 def by_position(entry: PlanEntry, positions: Mapping[int, Position]) -> PlanEntry:
@@ -93,20 +103,69 @@ def by_position(entry: PlanEntry, positions: Mapping[int, Position]) -> PlanEntr
 # -- at every step ------------------------------------------------------------------------------------------------
 
 
-def places_in(model: nn.Module | None, groups: Sequence[dict[str, Any]]) -> Places:
-    """Where in a model the parameters of an optimizer are, for those that are there."""
-    found: dict[int, list[tuple[weakref.ref[nn.Module], str]]] = {}
-    for layer in () if model is None else model.modules():
-        for attribute, x in layer._parameters.items():
-            if x is not None:
-                found.setdefault(id(x), []).append((weakref.ref(layer), attribute))
-    return {
-        (g, i): found[id(x)] for g, group in enumerate(groups) for i, x in enumerate(group["params"]) if id(x) in found
-    }
+class Places:
+    """Where in a model the parameters of an optimizer are, for those that are there.
+
+    Args:
+        model: the model, which is not kept alive; None for no places.
+        groups: the param groups.
+    """
+
+    def __init__(self, model: nn.Module | None = None, groups: Sequence[dict[str, Any]] = ()) -> None:
+        self._model = None if model is None else weakref.ref(model)
+        self._of: dict[Position, list[_Place]] = {}
+        self.find(groups)
+
+    def find(self, groups: Sequence[dict[str, Any]]) -> None:
+        """Look for the parameters that have no place yet."""
+        model = None if self._model is None else self._model()
+        found: dict[int, list[_Place]] = {}
+        for path, layer in () if model is None else model.named_modules():
+            for attribute, x in layer._parameters.items():
+                if x is not None:
+                    found.setdefault(id(x), []).append((weakref.ref(layer), path, attribute))
+        for g, group in enumerate(groups):
+            for i, x in enumerate(group["params"]):
+                if id(x) in found:
+                    self._of.setdefault((g, i), found[id(x)])
+
+    def __bool__(self) -> bool:
+        return bool(self._of)
+
+    def check(self, name: str, x: Tensor, position: Position) -> None:
+        """Raise RuntimeError where the model computes with something else than `x`."""
+        alive, others = False, False
+        for reference, path, attribute in self._of.get(position, ()):
+            layer = reference()
+            layer = self._successor(path) if layer is None else layer
+            now = None if layer is None else layer._parameters.get(attribute)
+            if now is x or (now is not None and _is_unsharded(now, x)):
+                alive = True
+            elif now is not None:
+                others = True
+            elif layer is not None and _is_computed(layer, attribute) and not _is_flat(x):
+                raise RuntimeError(
+                    f"{name}: it was parametrized (or normalised, or pruned) after the optimizer was wrapped, so what "
+                    "is projected is not the weight but what it is computed from; leave it free with a rule that maps "
+                    "it to None, in set_rules(), or remove the parametrization"
+                )
+        if others and not alive:
+            raise RuntimeError(
+                f"{name}: the tensor that the optimizer holds is not the model's any more, so the model's is neither "
+                f"trained nor projected. {_ANEW}"
+            )
+
+    def _successor(self, path: str) -> nn.Module | None:
+        """The layer in the place of one that is no more."""
+        model = None if self._model is None else self._model()
+        try:
+            return None if model is None else model.get_submodule(path)
+        except AttributeError:
+            return None
 
 
 def check_alive(entry: PlanEntry, tensors: Sequence[Tensor], places: Places) -> None:
-    """What is to be checked of parameters without a gradient, or with another shape than when they were wrapped.
+    """What is to be checked of parameters before they are projected after a step.
 
     Raises:
         RuntimeError: they are not those of the model any more, or cannot be what the constraint was tagged for.
@@ -118,17 +177,10 @@ def check_alive(entry: PlanEntry, tensors: Sequence[Tensor], places: Places) -> 
                 "FullyShardedDataParallel (FSDP1), use fully_shard (FSDP2), and wrap the optimizer after it; if it was "
                 "resized, call set_rules()"
             )
-        if x.grad is not None:
-            continue
-        if x.is_meta:
+        if x.grad is None and x.is_meta:
             raise RuntimeError(f"{name}: the optimizer holds a tensor on the meta device, which has no values. {_ANEW}")
-        if position in places:
-            now = list(_now(places[position]))
-            if now and not any(y is x or _is_unsharded(y, x) for y in now):
-                raise RuntimeError(
-                    f"{name}: the tensor that the optimizer holds is not the model's any more, so the model's is "
-                    f"neither trained nor kept in {entry.constraint}. {_ANEW}"
-                )
+        if x.grad is None or not torch.compiler.is_compiling():
+            places.check(name, x, position)
 
 
 def warn_without_gradients(optimizer: Optimizer) -> None:
@@ -142,13 +194,9 @@ def warn_without_gradients(optimizer: Optimizer) -> None:
         )
 
 
-def _now(places: Sequence[tuple[weakref.ref[nn.Module], str]]) -> Iterator[Tensor]:
-    """The tensors that are in these places now; none in a place that is no more, or is computed since."""
-    for reference, attribute in places:
-        layer = reference()
-        x = None if layer is None else layer._parameters.get(attribute)
-        if x is not None:
-            yield x
+def _is_computed(layer: nn.Module, attribute: str) -> bool:
+    """Whether what is no parameter is a tensor nevertheless, as parametrizations, old and new, leave it."""
+    return parametrize.is_parametrized(layer, attribute) or isinstance(vars(layer).get(attribute), Tensor)
 
 
 def _is_unsharded(y: Any, x: Any) -> bool:

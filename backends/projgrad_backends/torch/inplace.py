@@ -23,10 +23,13 @@ from projgrad_backends.torch.namespace import TorchNamespace
 from projgrad_backends.torch.namespace import xp as plain
 from projgrad_backends.torch.sharded import Whole, is_sharded
 
-__all__ = ["Located", "carry_out", "project_", "project_all", "project_each"]
+__all__ = ["Located", "Record", "carry_out", "project_", "project_all", "project_each"]
 
 # what holds for some tensors, with the weights of their entries where it holds in a metric
 Located = tuple[Sequence[torch.Tensor], PlanEntry, Sequence[torch.Tensor | None] | None]
+
+# by the name of an entry, the largest violation before the last projection, and how far it moved each parameter
+Record = dict[str, tuple[torch.Tensor, list[torch.Tensor]]]
 
 _PART = 2**17  # entries
 _SMALL = 2**12  # entries, for which two parts would cost more than the memory is worth
@@ -36,6 +39,8 @@ _WIDE = (torch.float64, torch.complex128)
 @torch.no_grad()
 def project_(x: torch.Tensor, constraint: Constraint | Callable[[Any], Any]) -> torch.Tensor:
     """Replace the values of `x` by the nearest point of the set, in the Euclidean norm, and return `x`.
+
+    Where `x` is sharded (DTensor), call it in all processes.
 
     Raises:
         TypeError, ValueError: as `Constraint.project`; `x` is not changed then.
@@ -65,25 +70,35 @@ def project_all(located: Iterable[Located], step: int | None = None) -> None:
             project_each(located, step)
         else:
             for move in list(_moves(located, step)):
-                _write(*move)
+                _write(move)
     except NotImplementedError as error:
         refuse_opaque(located, error)
         raise
 
 
 @torch.no_grad()
-def project_each(located: Iterable[Located], step: int | None = None) -> None:
-    """Project one after the other in place, which needs the least memory."""
-    for move in _moves(located, step):
-        _write(*move)
+def project_each(located: Iterable[Located], step: int | None = None, record: Record | None = None) -> None:
+    """Project one after the other in place, which needs the least memory, and note in `record` what that did."""
+    if record is None:
+        for move in _moves(located, step):
+            _write(move)
+        return
+    for tensors, entry, weights in located:
+        old = [x.clone() for x in tensors]
+        for move in _moves([(tensors, entry, weights)], step):
+            before = _largest(move, step)
+            _write(move)
+            # of a sharded parameter, what is computed here is for the processes to reduce when it is asked for
+            moved = [torch.linalg.vector_norm(y.sub_(x)) for x, y in zip(tensors, old, strict=True)]
+            record[entry.name] = before, moved
 
 
-_Planned = tuple[Sequence[torch.Tensor], PlanEntry, torch.Tensor, Move, Whole | None]
+_Planned = tuple[Sequence[torch.Tensor], PlanEntry, torch.Tensor, Move | None, Whole | None]
 
 
 def _moves(located: Iterable[Located], step: int | None) -> Iterator[_Planned]:
     for tensors, entry, weights in located:
-        whole = None
+        whole, move = None, None
         if is_sharded(tensors):
             whole = Whole(tensors, entry.constraint, joint=entry.layout is not None, weights=weights)
             tensors, weights = whole.arrays, whole.weights
@@ -92,10 +107,13 @@ def _moves(located: Iterable[Located], step: int | None) -> Iterator[_Planned]:
             metric = None if weights is None else entry.gather_metric(weights)
             # in a metric there are arrays of the parameter's size anyway, and norms in float64 would widen them
             move = entry.constraint.move(x, xp if metric is None else plain, metric, step=step)
-            yield tensors, entry, x, move, whole
+        yield tensors, entry, x, move, whole
 
 
-def _write(tensors: Sequence[torch.Tensor], entry: PlanEntry, x: torch.Tensor, move: Move, whole: Whole | None) -> None:
+def _write(planned: _Planned) -> None:
+    tensors, entry, x, move, whole = planned
+    if move is None:
+        return
     carry_out(x, move)
     if entry.layout is not None:  # then `x` is a copy
         for tensor, part in zip(tensors, entry.scatter(x), strict=True):
@@ -104,11 +122,26 @@ def _write(tensors: Sequence[torch.Tensor], entry: PlanEntry, x: torch.Tensor, m
         whole.write_back()
 
 
+def _largest(planned: _Planned, step: int | None) -> torch.Tensor:
+    """The largest distance of a group from its set."""
+    _, entry, x, move, whole = planned
+    if move is None:
+        away = x.new_zeros(1)
+    elif isinstance(move, Clip) and _has_numbers(move):
+        away = x.clamp(move.lower, move.upper).sub_(x).abs_()  # quicker
+    elif entry.in_metric:  # where a move goes farther
+        away = entry.constraint.violation(x, step=step)
+    else:
+        away = move.distance(x, xp)
+    largest = away.abs().max().to(torch.float64 if x.dtype in _WIDE else torch.float32)
+    return largest if whole is None else whole.of_each(largest)
+
+
 def carry_out(x: torch.Tensor, move: Move) -> None:
     """Write the nearest point that a move leads to into `x`."""
     if isinstance(move, Scale):
         _scale_(x, move)
-    elif isinstance(move, Clip) and not any(isinstance(b, torch.Tensor) for b in (move.lower, move.upper)):
+    elif isinstance(move, Clip) and _has_numbers(move):
         x.clamp_(move.lower, move.upper)
     elif isinstance(move, Piecewise):
         for piece, part in move.pieces(x):
@@ -116,6 +149,11 @@ def carry_out(x: torch.Tensor, move: Move) -> None:
                 carry_out(piece, part)
     else:
         _copy_(x, move)
+
+
+def _has_numbers(move: Clip) -> bool:
+    """Whether the bounds are numbers, or none, rather than arrays."""
+    return not any(isinstance(b, torch.Tensor) for b in (move.lower, move.upper))
 
 
 def _parts(x: torch.Tensor, *others: torch.Tensor) -> Iterator[tuple[torch.Tensor, ...]]:

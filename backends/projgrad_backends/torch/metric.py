@@ -8,17 +8,19 @@ rates of their groups, which `weights` divides by, and Adafactor's factors for w
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, optim
 from torch.optim import Optimizer
 
+from projgrad.plan import PlanEntry
 from projgrad.scaling import look_up
+from projgrad.tag import EUCLIDEAN
 from projgrad_backends.torch.namespace import xp
 
-__all__ = ["Scaling", "register_metric", "scaling_of", "weights"]
+__all__ = ["Scaling", "check_real", "register_metric", "scaling_of", "weights"]
 
 Scaling = Callable[[dict[str, Any], dict[str, Any]], Tensor | None]
 _F = TypeVar("_F", bound=Scaling)
@@ -56,6 +58,18 @@ def register_metric(optimizer: type[Optimizer]) -> Callable[[_F], _F]:
         return function
 
     return register
+
+
+def check_real(optimizer: Optimizer, entries: Iterable[PlanEntry]) -> None:
+    """Raise ValueError where the metric of an optimizer that has one is asked for, and parameters are complex."""
+    for entry in entries:
+        if entry.in_metric and scaling_of(type(optimizer)) is not None:
+            for name, (g, i) in zip(entry.names, entry.handles, strict=True):
+                if optimizer.param_groups[g]["params"][i].is_complex():
+                    raise ValueError(
+                        f"{name}: the optimizer scales real and imaginary parts by themselves, so there is no "
+                        f'metric of complex numbers; give it as Tag({entry.constraint}, metric="{EUCLIDEAN}")'
+                    )
 
 
 def scaling_of(optimizer: type[Optimizer]) -> Scaling | None:

@@ -8,6 +8,7 @@ from typing import Any
 from weakref import WeakKeyDictionary
 
 import array_api_compat.torch
+import numpy as np
 import torch
 from torch._higher_order_ops.while_loop import while_loop
 from torch.autograd import forward_ad
@@ -44,6 +45,9 @@ class TorchNamespace(EagerNamespace):
 
     def is_complex(self, x: torch.Tensor) -> bool:
         return x.is_complex()
+
+    def host(self, x: torch.Tensor) -> np.ndarray:
+        return x.detach().cpu().numpy()
 
     def stop_gradient(self, x: torch.Tensor) -> torch.Tensor:
         return x.detach()

@@ -10,12 +10,12 @@ from torch import nn
 
 from projgrad.audit import check_inside
 from projgrad.plan import Plan, PlanEntry
-from projgrad.rules import Rules
+from projgrad.rules import Parameter, Rules
 from projgrad_backends.torch.inplace import project_all
 from projgrad_backends.torch.parameters import of_model, of_tensor, resolved
 from projgrad_backends.torch.sharded import Whole, is_sharded, whole
 
-__all__ = ["audit", "project_params", "violations"]
+__all__ = ["Params", "audit", "known_in", "project_params", "violations"]
 
 Params = nn.Module | Mapping[str, torch.Tensor] | Iterable[tuple[str, torch.Tensor]]
 
@@ -77,25 +77,32 @@ def audit(params: Params, rules: Rules | None = None, *, step: int | None = None
 
 
 def _violation(entry: PlanEntry, step: int | None) -> torch.Tensor:
-    whole = None
+    part = None
     tensors: Sequence[torch.Tensor] = entry.handles
     if is_sharded(tensors):
-        whole = Whole(tensors, entry.constraint, joint=entry.layout is not None)
-        tensors = whole.arrays
+        part = Whole(tensors, entry.constraint, joint=entry.layout is not None)
+        tensors = part.arrays
     distances = entry.violation(tensors, step)
     largest = distances.max() if distances.numel() else distances.new_zeros(())
-    return largest if whole is None else whole.largest(largest)
+    return largest if part is None else whole(part.of_each(largest)).amax()
 
 
 def _constrained(params: Params, rules: Rules | None) -> Plan:
-    if isinstance(params, nn.Module):
-        known = of_model(params)
-    else:
-        known = [of_tensor(tensor, name) for name, tensor in _named(params)]
-    found = resolved(rules, known)
+    found = resolved(rules, known_in(params))
     if rules is None and not found:
         raise ValueError("nothing is tagged: give rules, or tag layers with constrain(layer, ...)")
     return found
+
+
+def known_in(params: Params) -> list[Parameter]:
+    """Every parameter, once.
+
+    Raises:
+        TypeError: it is not a module, a mapping, or named parameters.
+    """
+    if isinstance(params, nn.Module):
+        return of_model(params)
+    return [of_tensor(tensor, name) for name, tensor in _named(params)]
 
 
 def _named(params: Any) -> list[tuple[str, torch.Tensor]]:

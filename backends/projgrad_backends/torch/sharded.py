@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from projgrad.constraint import Constraint
 from projgrad.slices import Slices
 
-__all__ = ["Whole", "any_nonzero", "coupled_axes", "is_sharded", "local_part", "reshard", "whole"]
+__all__ = ["Whole", "any_nonzero", "coupled_axes", "is_sharded", "local_part", "place_gradient", "reshard", "whole"]
 
 _Sharded: Any = ()
 if torch.distributed.is_available():
@@ -39,6 +39,12 @@ def whole(x: Any) -> Tensor:
 def local_part(x: Any) -> Tensor:
     """What this process has of a tensor, in its memory."""
     return x.to_local() if isinstance(x, _Sharded) else x
+
+
+def place_gradient(x: Any) -> None:
+    """Put the gradient of a sharded parameter where the parameter is: it may be a sum that is yet to be taken."""
+    if isinstance(x, _Sharded) and x.grad.placements != x.placements:
+        x.grad = x.grad.redistribute(placements=x.placements)
 
 
 def reshard(model: nn.Module) -> None:
@@ -86,9 +92,15 @@ class Whole:
         #: of each parameter, the memory of the local part itself or a copy
         self.arrays = [local_part(y) for y in self._gathered]
         #: the parts of the weights that belong to them
-        self.weights = weights and [
-            None if h is None else _placed(h, y) for h, y in zip(weights, self._gathered, strict=True)
-        ]
+        self.weights = weights and self.placed(weights)
+
+    def placed(self, others: Sequence[Any]) -> list[Any]:
+        """The parts of tensors of the same shapes that belong to `arrays`; None where one is None."""
+        return [None if h is None else _placed(h, y) for h, y in zip(others, self._gathered, strict=True)]
+
+    def parts(self, arrays: Sequence[Tensor], like: Sequence[Any]) -> list[Tensor]:
+        """What this process has of new `arrays` in tensors that are placed as `like`."""
+        return [_part(a, y, x) for a, y, x in zip(arrays, self._gathered, like, strict=True)]
 
     def write_back(self) -> None:
         """Copy into the parameters what `arrays` hold, where it is not their own memory."""
@@ -96,23 +108,23 @@ class Whole:
             if y is not x:
                 x.to_local().copy_(y.redistribute(placements=x.placements).to_local())
 
-    def largest(self, value: Tensor) -> Tensor:
-        """The largest of the numbers that the processes have, NaN if one is."""
+    def of_each(self, value: Tensor) -> Tensor:
+        """The numbers that the processes have as one tensor, for which nothing is sent yet."""
         for y in self._gathered:
             if isinstance(y, _Sharded) and any(_cut(p) is not None for p in y.placements):
-                return _largest(value, y)
+                return _of_each(value, y)
         return value
 
 
 def any_nonzero(x: Tensor) -> bool:
     """Whether an entry is not 0, the same on all processes."""
     found = local_part(x).count_nonzero() > 0
-    return bool(_largest(found, x) if isinstance(x, _Sharded) else found)
+    return bool(whole(_of_each(found, x)).amax() if isinstance(x, _Sharded) else found)
 
 
-def _largest(value: Tensor, like: Any) -> Tensor:
+def _of_each(value: Tensor, like: Any) -> Tensor:
     mesh = like.device_mesh
-    return DTensor.from_local(value.reshape(1), mesh, [Shard(0)] * mesh.ndim, run_check=False).full_tensor().amax()
+    return DTensor.from_local(value.reshape(1), mesh, [Shard(0)] * mesh.ndim, run_check=False)
 
 
 def _cut(placement: Any) -> int | None:
@@ -136,3 +148,13 @@ def _placed(h: Any, like: Any) -> Tensor:
     if not isinstance(h, _Sharded):
         h = DTensor.from_local(h, mesh, [Replicate()] * mesh.ndim, run_check=False)
     return h.redistribute(placements=like.placements).to_local()
+
+
+def _part(array: Tensor, gathered: Any, like: Any) -> Tensor:
+    """What this process has where there is `like`, of an array that belongs to what was gathered."""
+    if not isinstance(gathered, _Sharded):
+        return array
+    mesh, placements = gathered.device_mesh, gathered.placements
+    shape, stride = gathered.shape, gathered.stride()
+    made = DTensor.from_local(array, mesh, placements, run_check=False, shape=shape, stride=stride)
+    return made.redistribute(placements=like.placements).to_local()

@@ -10,9 +10,9 @@ from torch import Tensor
 
 from projgrad.plan import PlanEntry
 from projgrad.tag import GRADIENT, UPDATE
-from projgrad_backends.torch.sharded import is_sharded
+from projgrad_backends.torch.sharded import Whole, is_sharded, local_part, place_gradient
 
-__all__ = ["Tangents", "check_tangent"]
+__all__ = ["Tangents"]
 
 _MOMENTUM = ("exp_avg", "momentum_buffer")  # in the state of a parameter: sums of gradients
 
@@ -24,27 +24,24 @@ class Tangents:
         entries: these, with the positions of their parameters in the groups as handles.
         groups: the param groups.
         steps: the number of steps made before.
-
-    Raises:
-        ValueError: a parameter is sharded.
     """
 
     def __init__(self, entries: Sequence[PlanEntry], groups: list[dict[str, Any]], steps: int) -> None:
         self._held = [([groups[g]["params"][i] for g, i in entry.handles], entry) for entry in entries]
         self._steps = steps
         self._old: list[list[Tensor] | None] = []
-        for tensors, entry in self._held:
-            check_tangent(entry, tensors)  # they may have been sharded since
 
     @torch.no_grad()
     def gradients(self) -> None:
         """Make the gradients tangent."""
         for tensors, entry in self._held:
-            gradients = [x.grad for x in tensors]
-            if entry.tag.tangent == GRADIENT and all(g is not None for g in gradients):
-                if any(g.layout != torch.strided for g in gradients if g is not None):
-                    raise ValueError(f"{entry.name}: its gradient is sparse; tangent={GRADIENT!r} needs a dense one")
-                self._descend(entry, tensors, gradients, self._steps)
+            if entry.tag.tangent != GRADIENT or any(x.grad is None for x in tensors):
+                continue
+            if any(x.grad.layout != torch.strided for x in tensors if x.grad is not None):
+                raise ValueError(f"{entry.name}: its gradient is sparse; tangent={GRADIENT!r} needs a dense one")
+            for x in tensors:
+                place_gradient(x)
+            self._descend(entry, tensors, [x.grad for x in tensors], self._steps)
 
     @torch.no_grad()
     def before(self) -> None:
@@ -60,8 +57,8 @@ class Tangents:
             if old is None:
                 continue
             made = [x - start for x, start in zip(tensors, old, strict=True)]
-            for x, start, step in zip(tensors, old, entry.tangent(old, made, self._steps), strict=True):
-                torch.add(start, step, out=x)
+            for x, start, step in zip(tensors, old, _tangent(entry, old, made, self._steps), strict=True):
+                torch.add(local_part(start), step, out=local_part(x))
 
     @torch.no_grad()
     def momentum(self, state: Any, steps: int) -> None:
@@ -74,11 +71,13 @@ class Tangents:
 
     def _descend(self, entry: PlanEntry, tensors: Sequence[Tensor], sums: list[Any], steps: int) -> None:
         """Make sums of gradients, which are subtracted, tangent in place."""
-        for m, direction in zip(sums, entry.tangent(tensors, [-m for m in sums], steps), strict=True):
-            m.copy_(-direction)
+        for m, direction in zip(sums, _tangent(entry, tensors, [-m for m in sums], steps), strict=True):
+            local_part(m).copy_(-direction)
 
 
-def check_tangent(entry: PlanEntry, tensors: Sequence[Tensor]) -> None:
-    """Raise ValueError where tangents are asked for and a parameter is sharded."""
-    if entry.tag.tangent is not None and is_sharded(tensors):
-        raise ValueError(f"{entry.name}: tangent={entry.tag.tangent!r} is not implemented for sharded parameters")
+def _tangent(entry: PlanEntry, points: Sequence[Tensor], directions: Sequence[Tensor], steps: int) -> list[Tensor]:
+    """`PlanEntry.tangent`; of sharded parameters, the parts that this process has."""
+    if not is_sharded(points):
+        return entry.tangent(points, directions, steps)
+    whole = Whole(points, entry.constraint, joint=entry.layout is not None)
+    return whole.parts(entry.tangent(whole.arrays, whole.placed(directions), steps), directions)
