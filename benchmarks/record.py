@@ -31,14 +31,7 @@ def comparisons(quick: bool = False) -> Iterator[Comparison]:
 
     for constraint in SETS:
         yield _compiled(constraint, jax.numpy.asarray(start.numpy()))
-        calls = {
-            "projected": step(constraint),
-            "record=True": step(constraint, record=True),
-            'nonfinite="warn"': step(constraint, nonfinite="warn"),
-            "Adam alone": step(None),
-        }
-        title = f"{constraint}, a step of Adam, {start.shape[0]} x {start.shape[1]} float32"
-        yield Comparison(title, [Candidate(*call) for call in calls.items()], ["projected", "Adam alone"], start.nbytes)
+        yield _compared("a step of Adam", step, constraint, start)
 
 
 def _compiled(constraint: pg.Constraint, start: jax.Array) -> Comparison:
@@ -57,11 +50,15 @@ def _compiled(constraint: pg.Constraint, start: jax.Array) -> Comparison:
 
         return lambda: jax.block_until_ready(update(params, state))
 
+    return _compared("a compiled step of optax's Adam", step, constraint, start)
+
+
+def _compared(what: str, step: Callable[..., Any], constraint: pg.Constraint, start: Any) -> Comparison:
     calls = {
         "projected": step(constraint),
         "record=True": step(constraint, record=True),
         'nonfinite="warn"': step(constraint, nonfinite="warn"),
         "Adam alone": step(None),
     }
-    title = f"{constraint}, a compiled step of optax's Adam, {start.shape[0]} x {start.shape[1]} float32"
+    title = f"{constraint}, {what}, {start.shape[0]} x {start.shape[1]} float32"
     return Comparison(title, [Candidate(*call) for call in calls.items()], ["projected", "Adam alone"], start.nbytes)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -19,11 +20,14 @@ def check_inside(held: Iterable[tuple[PlanEntry, Sequence[Any]]], step: Any, tol
         step: the number of steps made, for schedules.
         tol: the distance that is allowed; None for that of `Constraint.contains`.
     """
-    outside = []
+    outside, lost = [], False
     for entry, arrays in held:
         array = entry.gather(arrays)
         if not entry.constraint.contains(array, tol, step=step):
             distances, xp = native(entry.constraint.violation(array, step=step))
-            outside.append(f"{entry.name} is {float(xp.max(distances)):.3g} away from {entry.constraint}")
+            far = float(xp.max(distances))
+            outside.append(f"{entry.name} is {far:.3g} away from {entry.constraint}")
+            lost = lost or math.isnan(far)
     if outside:
-        raise ValueError(f"outside of their sets: {'; '.join(outside)}; project_params() projects them")
+        hint = ", but cannot mend NaNs" if lost else ""
+        raise ValueError(f"outside of their sets: {'; '.join(outside)}; project_params() projects them{hint}")

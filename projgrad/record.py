@@ -1,7 +1,8 @@
-"""What the backends hand to a report: the rows, and what a projection did."""
+"""What the backends hand to a report: the rows, and what a projection did; and how they tell what is not finite."""
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Hashable, Iterable, Iterator, Sequence
 from typing import Any, TypeVar
 
@@ -9,7 +10,9 @@ from projgrad.namespace import Array, native
 from projgrad.plan import PlanEntry
 from projgrad.rules import Parameter
 
-__all__ = ["rows_of", "rows_of_handles", "what_it_did"]
+__all__ = ["NONE_YET", "rows_of", "rows_of_handles", "tell_nonfinite", "was_recorded", "what_it_did"]
+
+NONE_YET = -1.0  # which no distance is, and, unlike NaN, nothing that jax_debug_nans stops at
 
 Key = TypeVar("Key", bound=Hashable)
 
@@ -57,3 +60,23 @@ def what_it_did(entry: PlanEntry, before: Sequence[Any], after: Sequence[Any], s
     if 0 in tuple(x.shape):
         return (xp.sum(away),) * 2
     return xp.max(away), xp.reshape(xp.times(*xp.norm(change, tuple(range(len(x.shape))))), ())
+
+
+def was_recorded(pair: Sequence[Any]) -> bool:
+    """Whether two numbers are what a projection did, and not `NONE_YET`; they may be NaN."""
+    return not any(number < 0 for number in pair)
+
+
+def tell_nonfinite(names: Sequence[str], how: str | None) -> None:
+    """Say which parameters are NaN or infinite, where there are any.
+
+    Args:
+        names: theirs.
+        how: "warn" for a RuntimeWarning, of the module that calls this; "raise" for a RuntimeError.
+    """
+    if not names:
+        return
+    text = f"NaN or infinite after a step: {', '.join(names)}"
+    if how == "raise":
+        raise RuntimeError(text)
+    warnings.warn(text, RuntimeWarning, stacklevel=2)

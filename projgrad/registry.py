@@ -12,7 +12,7 @@ from projgrad.frozen import FrozenArray
 if TYPE_CHECKING:
     from projgrad.constraint import Constraint
 
-__all__ = ["from_dict", "function_named", "on_register", "register", "to_dict"]
+__all__ = ["encode", "from_dict", "function_named", "on_register", "register", "to_dict"]
 
 _T = TypeVar("_T", bound=Callable[..., Any])
 _registered: dict[str, Callable[..., Any]] = {}
@@ -86,7 +86,7 @@ def to_dict(constraint: Any) -> dict[str, Any]:
     """A constraint as plain JSON: its registered name as "type", and its fields."""
     saved: dict[str, Any] = {"type": _name_of(type(constraint))}
     for field in fields(constraint):
-        saved[field.name] = _encode(getattr(constraint, field.name))
+        saved[field.name] = encode(getattr(constraint, field.name))
     return saved
 
 
@@ -108,15 +108,16 @@ def from_dict(saved: dict[str, Any]) -> Constraint:
         raise ValueError(f"{saved['type']}: {error}") from None
 
 
-def _encode(value: Any) -> Any:
+def encode(value: Any) -> Any:
+    """A value as plain JSON, which has no NaN and no infinities: they are "nan", "inf" and "-inf"."""
     if type(value) in _registered.values():
         return to_dict(value)
     if isinstance(value, FrozenArray):
         value = value.tolist()
     if isinstance(value, list | tuple):
-        return [_encode(v) for v in value]
-    if isinstance(value, float) and math.isinf(value):
-        return "inf" if value > 0 else "-inf"
+        return [encode(v) for v in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(float(value))
     if callable(value):
         return _name_of(value)
     return value
@@ -128,4 +129,4 @@ def _decode(value: Any) -> Any:
         return from_dict(value)
     if isinstance(value, list):
         return tuple(_decode(v) for v in value)
-    return float(value) if value in ("inf", "-inf") else value
+    return float(value) if value in ("nan", "inf", "-inf") else value

@@ -13,6 +13,7 @@ from projgrad.moves import cut
 from projgrad.namespace import Array, Namespace, native
 from projgrad.plan import PlanEntry
 from projgrad.precision import precision
+from projgrad.registry import encode
 from projgrad.slices import Slices
 
 __all__ = ["Report", "Row", "make_report", "on_host"]
@@ -55,12 +56,9 @@ class Report(tuple[Row, ...]):
     __slots__ = ()
 
     def to_dict(self) -> dict[str, dict[str, Any]]:
-        """The fields of every row by its name, as plain JSON."""
+        """The fields of every row by its name, as plain JSON; NaN and infinities are "nan", "inf" and "-inf"."""
         rows = {row.name: asdict(row) for row in self}
-        for row in rows.values():
-            row.pop("name")
-            row.update(shape=list(row["shape"]), norms=list(row["norms"]))
-        return rows
+        return {name: {key: encode(value) for key, value in row.items() if key != "name"} for name, row in rows.items()}
 
     def scalars(self) -> dict[str, float]:
         """The numbers as "name/field", for loggers; the norms are "norm_min" and "norm_max"."""
@@ -165,7 +163,8 @@ def _row(
 def _measured(constraint: Constraint | None, x: Array, xp: Namespace, step: Any) -> list[Array]:
     """Whether `x` is finite, the smallest and largest norm, how many groups are on the boundary, and the violation."""
     x = xp.stop_gradient(x)
-    like = xp.upcast(xp.real(x) if xp.is_complex(x) else x)
+    none = xp.reshape(x, (-1,))[:0]
+    like = xp.upcast(xp.real(none) if xp.is_complex(x) else none)
     if 0 in tuple(x.shape):
         zero = xp.zeros((), dtype=like.dtype)
         return [zero + 1, zero, zero, *([zero, zero] if constraint is not None else [])]
@@ -176,8 +175,8 @@ def _measured(constraint: Constraint | None, x: Array, xp: Namespace, step: Any)
         lows.append(xp.min(norms))
         highs.append(xp.max(norms))
         if part is not None:
-            far.append(xp.max(part.violation(piece, step=step)))
             now = part if step is None else part.at(step, piece.dtype)
+            far.append(xp.max(now.violation(piece)))
             on.append(xp.sum(xp.astype(on_boundary(now, piece, xp), like.dtype)))
     measured = [xp.astype(xp.all(xp.isfinite(x)), like.dtype), xp.min(xp.stack(lows)), xp.max(xp.stack(highs))]
     return measured + ([xp.sum(xp.stack(on)), xp.max(xp.stack(far))] if far else [])

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, replace
 from functools import wraps
-from itertools import pairwise
+from itertools import pairwise, product
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -133,16 +133,15 @@ def make_at_steps(post_init: Callable[[Any], None]) -> Callable[[Any], None]:
     def make(self: Any) -> None:
         given = {f.name: getattr(self, f.name) for f in fields(self)}
         schedules = {name: value for name, value in given.items() if isinstance(value, Schedule)}
-        unknown = {name: _stand_in(self, name) for name, value in given.items() if _is_unknown(value)}
+        unknown = [name for name, value in given.items() if _is_unknown(value)]
         if not schedules and not unknown:
             post_init(self)
         steps = {step for schedule in schedules.values() for step in schedule.steps}
         for step in sorted(steps) or ([0] if unknown else []):
             try:
-                plain = replace(self, **unknown, **{name: schedule.at(step) for name, schedule in schedules.items()})
+                plain = _made(self, given | {name: schedule.at(step) for name, schedule in schedules.items()}, unknown)
             except (TypeError, ValueError) as error:
                 at = f" (at step {step} of its schedule)" if schedules else ""
-                at += "".join(f" (with {value} for {name}, which is traced)" for name, value in unknown.items())
                 raise type(error)(f"{error}{at}") from None
             for name, value in vars(plain).items():
                 if name not in schedules and name not in unknown:
@@ -165,7 +164,22 @@ def _has_traced(value: Any) -> bool:
     return any(map(_has_traced, value)) if isinstance(value, tuple) else getattr(value, "traced", False)
 
 
-def _stand_in(constraint: Any, name: str) -> float:
+def _made(constraint: Any, given: dict[str, Any], unknown: list[str]) -> Any:
+    """The constraint with these fields, and stand-ins for the unknown ones: their defaults, or what is beside them."""
+    beside = [value for name, value in given.items() if name not in unknown]
+    first: Exception | None = None
+    for numbers in product(*([_default(constraint, name), *beside] for name in unknown)):
+        stand_ins = dict(zip(unknown, numbers, strict=True))
+        try:
+            return replace(constraint, **given | stand_ins)
+        except (TypeError, ValueError) as error:
+            stood = "".join(f" (with {value} for {name}, which is traced)" for name, value in stand_ins.items())
+            first = first or type(error)(f"{error}{stood}")
+    assert first is not None
+    raise first
+
+
+def _default(constraint: Any, name: str) -> float:
     default = next(f.default for f in fields(constraint) if f.name == name)
     return default if isinstance(default, float) else 1.0
 

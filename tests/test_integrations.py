@@ -25,6 +25,7 @@ def test_every_row_has_tests(row: list[str]) -> None:
     path = ""
     for name in names:
         file, _, function = name.partition("::")
+        assert function, name
         path = file or path
         source = (HERE.parent if path.startswith("tests/") else HERE / "integrations") / path
         assert re.search(rf"^def {function}\b", source.read_text(), re.MULTILINE), name

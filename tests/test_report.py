@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -133,8 +134,8 @@ def test_rows(framework: Framework) -> None:
         pytest.skip(f"{framework.needs} is not installed")
     report = report_of(framework)
     assert str(report) == TABLE
-    first = json.loads(json.dumps(report.to_dict()))["layers.0.weight"]
-    assert first == {
+    plain = json.loads(json.dumps(report.to_dict(), allow_nan=False))
+    assert plain["layers.0.weight"] == {
         "shape": [4, 2],
         "constraint": "MaxNorm(max_value=5.0, axis=1)",
         "groups": 4,
@@ -145,6 +146,7 @@ def test_rows(framework: Framework) -> None:
         "norms": [pytest.approx(0.5), pytest.approx(10.0)],
         "finite": True,
     }
+    assert plain["forgotten"]["norms"] == ["nan", "nan"]
     scalars = report.scalars()
     assert {name: scalars[name] for name in scalars if name.startswith("layers.0.bias")} == {
         "layers.0.bias/on_boundary": 0.75,
@@ -200,5 +202,16 @@ def test_a_picture_of_the_training(tmp_path: Path) -> None:
     assert list(before[0].get_ydata()) == [0.5] * 3
     assert [line.get_label() for line in share] == ["layers.0.weight", "layers.0.bias", "q_and_k", "a + b"]
     assert [float(np.asarray(line.get_ydata())[0]) for line in share] == [0.75, 0.75, 1.0, 0.5]
+    bare = report_of(NUMPY)[0]
+    seen = [
+        (0, pg.Report([replace(bare, before=None, moved=None)])),
+        (1, pg.Report([replace(bare, before=None, moved=None, finite=False)])),
+    ]
+    figure = pg.plot_reports(seen)
+    shown = {ax.get_title(loc="left"): ax.get_lines() for ax in figure.axes}
+    assert [title.split()[0] for title in shown] == ["largest", "share", "norms"]
+    (line,) = shown["share of groups on the boundary"]
+    np.testing.assert_array_equal(np.asarray(line.get_ydata()), [0.75, np.nan])  # a gap rather than 0
+    assert line.get_label() == "layers.0.weight (NOT FINITE)"
     with pytest.raises(ValueError, match="a parameter that is constrained"):
         pg.plot_reports([(0, make_report([("free", [np.ones(3)])]))])

@@ -30,11 +30,12 @@ def by_hand(w, g):
     return y, norms.max() - 1, np.linalg.norm(y - z)
 
 
-def network(**options):
+def network(rules=None, **options):
     keras.utils.set_random_seed(0)
     parts = [keras.layers.Dense(4, name="hidden"), keras.layers.Dense(2, name="out")]
     model = keras.Sequential([keras.Input((3,)), *parts], name="net")
-    optimizer = ProjectedOptimizer(keras.optimizers.SGD(0.5), {"hidden/kernel": pg.UnitNorm()}, model=model, **options)
+    rules = rules or {"hidden/kernel": pg.UnitNorm()}
+    optimizer = ProjectedOptimizer(keras.optimizers.SGD(0.5), rules, model=model, **options)
     model.compile(optimizer, "mse")
     return model
 
@@ -124,6 +125,14 @@ def test_a_recording_optimizer_trains_the_same_and_loads_what_another_saved(tmp_
     loaded = keras.models.load_model(tmp_path / "x.keras")
     assert loaded.optimizer.report()[0].before is None
     assert fit(loaded).optimizer.report()[0].before > 0
+
+
+def test_a_recording_model_gives_its_state_as_a_tree():
+    model = network({"*/kernel": pg.UnitNorm(), "*bias": pg.Joint(pg.MaxNorm(1.0, axis=None))}, record=True)
+    recording = fit(model).get_state_tree("numpy_array")["optimizer_variables"]
+    names = ("hidden_kernel", "out_kernel", "hidden_bias___out_bias")
+    assert {f"{what}_{name}" for name in names for what in ("violation_before", "moved")} < set(recording)
+    assert recording["moved_hidden_kernel"] == np.float32(model.optimizer.report()[0].moved) > 0
 
 
 @pytest.mark.skipif(BACKEND == "jax", reason=NO_SCALE)

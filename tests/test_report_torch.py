@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import pickle
 import warnings
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -26,7 +27,7 @@ BALL: dict[str, Any] = {"*.weight": pg.MaxNorm(0.5, axis=-1)}
 
 
 def adam(model: Any) -> Any:
-    return torch.optim.Adam(model.parameters(), lr=0.1)
+    return torch.optim.Adam(model.parameters(), lr=0.1, eps=1e-6)  # which float16 has, too
 
 
 def test_the_rows_are_those_of_the_model_in_its_order() -> None:
@@ -81,11 +82,21 @@ PATHS: dict[str, tuple[Any, dict[str, Any]]] = {
     "slices": ({"0.weight": pg.Slices([pg.UnitNorm(axis=1), None])}, {}),
     "relaxed": ({"0.weight": pg.MaxNorm(0.5, axis=1, rate=0.5), "0.bias": pg.NonNeg(rate=0.5)}, {}),
     "counted": ({"0.weight": pg.MaxNorm(pg.Schedule({0: 1.0, 5: 0.1}), axis=1), "3.*": pg.NonNeg().every(3)}, {}),
+    "float16": ({"*.weight": pg.MaxNorm(0.5, axis=-1), "3.bias": pg.Box([-0.1, -0.2], [0.0, 0.1])}, {}),
+    "bfloat16": ({"*.weight": pg.MaxNorm(0.5, axis=-1), "*.bias": pg.NonNeg()}, {}),
 }
 
 
+@pytest.fixture
+def numbers(path: str) -> Iterator[float]:
+    """Those of the path by default, float32 where it names none; given is the relative error that counts as none."""
+    torch.set_default_dtype(getattr(torch, path, torch.float32))
+    yield 1e-4 if path not in ("float16", "bfloat16") else 2 * float(torch.finfo(torch.get_default_dtype()).eps)
+    torch.set_default_dtype(torch.float32)
+
+
 @pytest.mark.parametrize("path", PATHS)
-def test_what_is_recorded_is_what_the_projection_did(path: str) -> None:
+def test_what_is_recorded_is_what_the_projection_did(path: str, numbers: float) -> None:
     rules, options = PATHS[path]
     model = network()
     optimizer = ProjectedOptimizer(adam(model), rules, model=model, record=True, **options)
@@ -100,15 +111,23 @@ def test_what_is_recorded_is_what_the_projection_did(path: str) -> None:
         far = dict(other.named_parameters())
         for entry in optimizer.plan:
             if step % entry.tag.every == 0:
-                arrays = [far[name].detach().numpy() for name in entry.names]
-                away = [np.linalg.norm(x - names[n].detach().numpy()) for n, x in zip(entry.names, arrays, strict=True)]
+                arrays, now = ([each[name].detach().double().numpy() for name in entry.names] for each in (far, names))
+                away = [np.linalg.norm(x - y) for x, y in zip(arrays, now, strict=True)]
                 seen[entry.name] = (float(np.max(entry.violation(arrays, step))), float(np.linalg.norm(away)))
         for row in optimizer.report():
             if row.name in seen:
-                assert (row.before, row.moved) == pytest.approx(seen[row.name], rel=1e-4, abs=1e-6)
+                assert (row.before, row.moved) == pytest.approx(seen[row.name], rel=numbers, abs=1e-6)
             else:
                 assert row.before is row.moved is None
     assert max(before for before, _ in seen.values()) > 1e-3
+
+
+def test_a_projection_may_move_half_numbers_farther_than_the_largest_of_them() -> None:
+    x = nn.Parameter(torch.zeros(9, dtype=torch.float16))
+    optimizer = ProjectedOptimizer(torch.optim.SGD([("x", x)], lr=1.0), {"x": pg.MaxNorm(0.0, axis=0)}, record=True)
+    x.grad = torch.full_like(x, 3e4)
+    optimizer.step()
+    assert (optimizer.report()[0].before, optimizer.report()[0].moved) == pytest.approx((9e4, 9e4), rel=1e-3)
 
 
 def test_recording_changes_nothing_else() -> None:
@@ -137,6 +156,10 @@ def test_it_goes_on_in_a_copy_and_with_other_rules_and_groups() -> None:
         with pytest.raises(RuntimeError, match=r"after a step: .*0\.bias"):
             train(*other)
     first.set_rules({"0.bias": pg.NonNeg()}, model=model)
+    assert all(row.before is None for row in first.report())
+    train(first, model, 1)
+    first.set_rules({"0.bias": pg.Simplex()}, model=model)  # under the same name
+    assert all(row.before is None for row in first.report())
     first.add_param_group({"params": [nn.Parameter(torch.ones(3))], "constraint": pg.NonPos()})
     train(first, model, 1)
     rows = {row.name: row for row in first.report()}
@@ -190,6 +213,20 @@ def test_parameters_that_are_not_finite_are_named_or_an_error(counted: bool) -> 
         assert str(optimizer.report()).count("NOT FINITE") == 2
     with pytest.raises(ValueError, match="nonfinite='error' is none of None, 'warn' and 'raise'"):
         ProjectedOptimizer(adam(model), rules, model=model, nonfinite="error")
+
+
+def test_lazy_and_frozen_parameters_may_stand_beside_those_that_are_looked_at() -> None:
+    model = nn.Sequential(*network(), nn.LazyLinear(1))
+    model.frozen = nn.Parameter(torch.ones(3).to(torch.float8_e4m3fn), requires_grad=False)
+    rules = {"0.weight": pg.MaxNorm(0.5, axis=-1)}
+    optimizer = ProjectedOptimizer(torch.optim.SGD(model.parameters(), lr=0.1), rules, model=model, nonfinite="raise")
+    optimizer.zero_grad()
+    loss_of(model[:-1]).backward()
+    optimizer.step()
+    assert [row.name for row in optimizer.report()] == ["frozen", *NAMES]
+    model.frozen.data = torch.full((3,), np.nan).to(torch.float8_e4m3fn)
+    with pytest.raises(RuntimeError, match="after a step: frozen$"):
+        optimizer.step()
 
 
 @pytest.mark.parametrize("fused", [False, True])

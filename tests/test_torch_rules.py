@@ -261,3 +261,19 @@ def test_an_optimizer_of_dead_parameters_is_noticed() -> None:
     model[0].weight = nn.Parameter(model[0].weight.detach().clone())
     with pytest.raises(ValueError, match="0.weight: constrained, but not held.*make the optimizer anew"):
         ProjectedOptimizer(inner, RULES, model=model)
+
+
+@pytest.mark.parametrize("how", ["pattern", "class", "tag"])
+def test_rules_hold_for_layers_that_the_model_got_later(how: str) -> None:
+    model: Any = nn.Sequential(nn.Linear(4, 8))
+    rules: Any = {"class": {nn.Linear: {"weight": pg.UnitNorm(axis=1)}}, "tag": None}.get(
+        how, {"*.weight": pg.UnitNorm()}
+    )
+    constrain(model[0], weight=pg.UnitNorm())
+    optimizer = ProjectedOptimizer(torch.optim.Adam(model.parameters()), rules, model=model)
+    model.append(nn.Linear(8, 3))
+    constrain(model[1], weight=pg.UnitNorm())
+    optimizer.add_param_group({"params": list(model[1].parameters())})
+    assert [entry.name for entry in optimizer.plan] == ["0.weight", "1.weight"]
+    torch.testing.assert_close(model[1].weight.norm(dim=1), torch.ones(3))
+    assert [row.name for row in optimizer.report()] == ["0.weight", "0.bias", "1.weight", "1.bias"]

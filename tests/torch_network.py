@@ -42,5 +42,19 @@ def held(model: Any) -> bool:
     return bool((norms(model) <= 0.5 * (1 + 1e-5)).all())
 
 
+@torch.no_grad()
+def clip(model: Any, most: float = 0.5) -> None:
+    """What `MaxNorm(most)` is for the weights of its layers, by hand."""
+    for layer in model.modules():
+        if isinstance(layer, nn.Linear | nn.Embedding):
+            layer.weight.mul_((most / torch.linalg.vector_norm(layer.weight, dim=1, keepdim=True)).clamp(max=1.0))
+
+
+def close(model: Any, other: Any, **tolerances: float) -> None:
+    """Fail with the name of a parameter where two models are not alike, as `torch.testing.assert_close` says."""
+    for (name, p), q in zip(model.named_parameters(), other.parameters(), strict=True):
+        torch.testing.assert_close(p, q, **tolerances, msg=lambda text, name=name: f"{name}: {text}")
+
+
 def wrapped(model: Any, rules: Any = RULES, **options: Any) -> ProjectedOptimizer:
     return ProjectedOptimizer(torch.optim.Adam(model.parameters(), lr=0.1), rules, model=model, **options)

@@ -146,6 +146,7 @@ def with_sums(v: Array, rows: Array, columns: Array, scale: float, xp: Namespace
         rows, columns: their sums divided by `scale`, at most 1; of shapes that broadcast to (..., m, 1), (..., 1, n).
         scale: a positive number.
         xp: the functions to call.
+        w: positive numbers of the shape of `v`, or None.
     """
     if v.shape[-2] < v.shape[-1]:  # the system to solve has as many unknowns as there are columns
         turn = xp.matrix_transpose
@@ -224,13 +225,12 @@ def _thresholds(u: Array, w: Array | None, live: Array, sums: Array, xp: Namespa
         most = xp.max(xp.where(live, u, low), axis=-1, keepdims=True)
         ordered = xp.sort(xp.where(live, u, most - 2.0), axis=-1, descending=True)  # below the threshold
         count = xp.cumulative_sum(xp.ones_like(u), axis=-1)
-    else:
-        order = xp.argsort(xp.where(live, u / w, low), axis=-1, descending=True)
-        ordered, count = (
-            xp.cumulative_sum(xp.take_along_axis(xp.where(live, x, 0.0), order, axis=-1), axis=-1) for x in (u, w)
-        )
-        return w * xp.max((ordered - sums) / count, axis=-1, keepdims=True)
-    return xp.max((xp.cumulative_sum(ordered, axis=-1) - sums) / count, axis=-1, keepdims=True)
+        return xp.max((xp.cumulative_sum(ordered, axis=-1) - sums) / count, axis=-1, keepdims=True)
+    order = xp.argsort(xp.where(live, u / w, low), axis=-1, descending=True)
+    totals, counts = (
+        xp.cumulative_sum(xp.take_along_axis(xp.where(live, x, 0.0), order, axis=-1), axis=-1) for x in (u, w)
+    )
+    return w * xp.max((totals - sums) / counts, axis=-1, keepdims=True)
 
 
 class _Parts:

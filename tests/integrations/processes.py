@@ -1,4 +1,4 @@
-"""Cases that several processes run together, started once for all of them: `python -m tests.integrations.processes`."""
+"""Other processes: those that run cases together (`python -m tests.integrations.processes`), and one that is killed."""
 
 from __future__ import annotations
 
@@ -7,9 +7,12 @@ import faulthandler
 import importlib
 import json
 import os
+import random
 import subprocess
 import sys
+import time
 import traceback
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +53,30 @@ def run(module: str, names: list[str], folder: Path, *, count: int = 2, patience
     outputs = "\n".join((folder / f"output{rank}").read_text()[-2000:] for rank in range(count))
     missing = f"not reached; the processes printed:\n{outputs}"
     return {name: "\n".join(filter(None, (results.get(name, missing) for results in found))) for name in names}
+
+
+def killed(command: list[str], seen: Callable[[], Any], *, times: int = 3, patience: float = 120) -> None:
+    """Start a process again and again, kill it soon after it has saved something, and let it end at last.
+
+    Args:
+        command: which goes on with what was saved.
+        seen: gives something else after every time that something was saved.
+        times: how often it is killed.
+        patience: seconds for the process to save something, and to end.
+    """
+    for _ in range(times):
+        before = seen()
+        child = subprocess.Popen(command, cwd=_ROOT)
+        end = time.monotonic() + patience
+        while time.monotonic() < end and child.poll() is None and seen() == before:
+            time.sleep(0.01)
+        time.sleep(random.uniform(0, 0.2))
+        running = child.poll() is None
+        child.kill()
+        child.wait()
+        assert running, f"it ended by itself, with {child.returncode}"
+        assert seen() != before, "it has saved nothing"
+    subprocess.run(command, cwd=_ROOT, check=True, timeout=patience)
 
 
 def _read(folder: Path, rank: int) -> dict[str, str]:

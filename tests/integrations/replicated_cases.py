@@ -17,15 +17,10 @@ from torch.nn.parallel import DistributedDataParallel
 import projgrad as pg
 from projgrad.torch import ProjectedOptimizer, audit, violations
 from tests.integrations.sharded_cases import check_equal, network, train
+from tests.torch_network import clip
 
 MAXNORM: dict[str, Any] = {"*.weight": pg.MaxNorm(0.5)}
 COUNTED: dict[str, Any] = {"*.weight": pg.MaxNorm(pg.Schedule({0: 0.3, 10: 0.8}), rate=0.5).every(2)}
-
-
-@torch.no_grad()
-def clip(model: Any) -> None:
-    for layer in (model[0], model[2]):
-        layer.weight.mul_((0.5 / torch.linalg.vector_norm(layer.weight, dim=1, keepdim=True)).clamp(max=1.0))
 
 
 def loss(model: Any, step: int, rows: slice = slice(None)) -> Any:

@@ -232,6 +232,23 @@ def test_a_number_that_does_not_fit_is_an_error_even_where_another_is_traced():
         jax.jit(lambda size: make(size).init(params()))(0.5)
 
 
+@pytest.mark.parametrize(
+    ("make", "size"),
+    [
+        (lambda size: pg.MinMaxNorm(2.0, size, axis=0), 3.0),
+        (lambda size: pg.Box(size, 0.5), 0.25),
+        (lambda size: pg.Box(2, size), 3.0),
+        (lambda size: pg.Box(size, -1.0, rate=0.5 + size / 10), -2.0),
+        (lambda size: pg.Box([2.0, 3.0], size), 3.5),
+        (lambda size: pg.Box(pg.Schedule({0: 2.0, 5: 3.0}), size), 3.5),
+    ],
+)
+def test_a_traced_number_may_be_any_that_fits_the_numbers_beside_it(make, size):
+    w = jnp.linspace(-5, 5, 6).reshape(3, 2)
+    found = jax.jit(lambda size: po.project_params({"w": w}, {"w": make(size)}, step=3))(size)
+    np.testing.assert_allclose(found["w"], po.project_params({"w": w}, {"w": make(size)}, step=3)["w"], rtol=1e-6)
+
+
 # -- steps that are skipped -----------------------------------------------------------------------------------------
 
 

@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import random
-import signal
-import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +25,7 @@ from flax.training.train_state import TrainState
 
 import projgrad as pg
 import projgrad.optax as po
+from tests.integrations.processes import killed
 
 RULES: dict[str, Any] = {
     "first": pg.MaxNorm(pg.Schedule({0: 0.3, 40: 1.0}), axis=0, rate=0.5).every(2),
@@ -213,26 +210,13 @@ with ocp.CheckpointManager(folder, options=ocp.CheckpointManagerOptions(max_to_k
 
 @pytest.mark.slow
 def test_a_killed_run_goes_on_bit_for_bit(tmp_path: Path) -> None:
-    end, kills = 90, 0
+    end = 90
     command = [sys.executable, "-c", _CHILD, str(tmp_path), str(end)]
-    root = Path(__file__).parents[2]
-
-    def finished() -> set[str]:
-        return {file.name for file in tmp_path.iterdir() if file.name.isdigit()}
-
-    for _ in range(3):
-        seen = finished()
-        child = subprocess.Popen(command, cwd=root)
-        patience = time.monotonic() + 180
-        while time.monotonic() < patience and child.poll() is None and finished() <= seen:
-            time.sleep(0.01)
-        time.sleep(random.uniform(0, 0.2))
-        if child.poll() is None:
-            child.send_signal(signal.SIGKILL)
-            kills += 1
-        child.wait()
-    assert kills == 3
-    subprocess.run(command, cwd=root, check=True, timeout=300)
+    killed(
+        command,
+        lambda: max((int(file.name) for file in tmp_path.iterdir() if file.name.isdigit()), default=None),
+        patience=300,
+    )
     with ocp.CheckpointManager(tmp_path) as manager:
         found = manager.restore(end, args=ocp.args.StandardRestore(start()))
     assert same(found, train(start(), end))

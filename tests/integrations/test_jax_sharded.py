@@ -13,6 +13,12 @@ import pytest
 pytest.importorskip("jax")
 pytest.importorskip("optax")
 
+import jax
+import optax
+
+import projgrad as pg
+import projgrad.optax as po
+
 MODULE = "tests.integrations.jax_sharded_cases"
 FLAGS = (  # machines with fewer cores than devices are slow
     "--xla_force_host_platform_device_count=8 --xla_cpu_collective_call_warn_stuck_timeout_seconds=120 "
@@ -47,6 +53,23 @@ def run(*cases: str, patience: float) -> dict[str, str]:
 def test_explicitly_sharded_parameters_are_projected_as_on_one_device() -> None:
     for case, problem in run(*QUICK, patience=300).items():
         assert not problem, f"{case}\n{problem}"
+
+
+def test_a_group_that_shard_map_cuts_is_refused_whatever_else_the_transformation_has_seen() -> None:
+    if not hasattr(jax, "shard_map"):
+        pytest.skip("this version of JAX has no jax.shard_map")
+    tx, w = po.project({"*": pg.Simplex(axis=0)}), jax.ShapeDtypeStruct((16, 8), "float32")
+    for name in ("first", "second"):
+        jax.eval_shape(tx.init, {name: w})
+    rows = jax.sharding.PartitionSpec("rows")
+    mesh = jax.sharding.AbstractMesh((8,), ("rows",))
+    for name in ("first", "second"):
+
+        def update(x: jax.Array, name: str = name) -> jax.Array:
+            return tx.update({name: x}, optax.EmptyState(), {name: x})[0][name]
+
+        with pytest.raises(ValueError, match=f"^{name}: Simplex.* shows only 2 of 16"):
+            jax.eval_shape(jax.shard_map(update, mesh=mesh, in_specs=rows, out_specs=rows), w)
 
 
 @pytest.mark.slow

@@ -123,6 +123,11 @@ def test_a_layer_that_is_frozen_is_refused_or_left_as_it_is() -> None:
     train(model, 2)
     assert not np.array_equal(array(model.layers[0].kernel), kernel)
     audit(model, RULES)
+    if keras.backend.backend() == "jax":
+        model.layers[0].trainable = False
+        model.compile(model.optimizer, "mse", run_eagerly=EAGERLY)
+        with pytest.raises(ValueError, match="other variables than these: wrap a new one"):
+            train(model, 1)
 
 
 def test_a_clone_is_constrained_by_an_optimizer_of_its_own() -> None:

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import random
-import signal
-import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -22,6 +19,7 @@ from keras import optimizers
 
 from projgrad.keras import ProjectedOptimizer
 from tests.integrations.keras_runs import RULES, X, Y, array, network, same, train
+from tests.integrations.processes import killed
 
 BACKEND = keras.backend.backend()
 STEPS = 10
@@ -168,20 +166,8 @@ def main(folder: Path) -> None:
 @pytest.mark.slow
 def test_a_killed_run_goes_on_bit_for_bit(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "tests.integrations.test_keras_resume", str(tmp_path)]
-    root, epoch, kills = Path(__file__).parents[2], tmp_path / "epoch", 0
-    for _ in range(3):
-        seen = epoch.stat().st_mtime_ns if epoch.exists() else 0
-        child = subprocess.Popen(command, cwd=root)
-        patience = time.monotonic() + 120
-        while time.monotonic() < patience and (not epoch.exists() or epoch.stat().st_mtime_ns == seen):
-            time.sleep(0.01)
-        time.sleep(random.uniform(0, 0.3))
-        if child.poll() is None:
-            child.send_signal(signal.SIGKILL)
-            kills += 1
-        child.wait()
-    assert kills == 3
-    subprocess.run(command, cwd=root, check=True, timeout=200)
+    epoch = tmp_path / "epoch"
+    killed(command, lambda: epoch.stat().st_mtime_ns if epoch.exists() else None, patience=200)
     assert same(keras.models.load_model(tmp_path / "model.keras"), fit(run(KILLED)))
 
 

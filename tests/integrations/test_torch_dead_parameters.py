@@ -61,8 +61,11 @@ def test_a_replaced_parameter_that_still_has_a_gradient_is_an_error() -> None:
     optimizer = wrapped(model)
     loss_of(model).backward()
     replaced(model)
+    before = [p.detach().clone() for p in model.parameters()]
     with pytest.raises(RuntimeError, match=DEAD):
         optimizer.step()
+    assert not optimizer.state  # nothing was done by halves
+    assert all(torch.equal(p, q) for p, q in zip(model.parameters(), before, strict=True))
 
 
 def test_a_group_that_was_added_later_is_watched_too() -> None:

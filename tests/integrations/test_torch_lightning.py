@@ -1,10 +1,10 @@
-"""Lightning: automatic and manual optimization, checkpoints, averages of the weights."""
+"""Lightning: automatic and manual optimization, checkpoints, averages of the weights, reports."""
 
 from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +16,13 @@ torch = pytest.importorskip("torch")
 lightning: Any = pytest.importorskip("lightning")
 
 from lightning.pytorch.callbacks import EMAWeightAveraging, ModelCheckpoint, StochasticWeightAveraging
+from lightning.pytorch.loggers import TensorBoardLogger
 from torch import nn, optim
 from torch.utils.data import DataLoader, TensorDataset
 
-from projgrad.lightning import ProjectCallback
+from projgrad.lightning import ProjectCallback, ReportCallback
 from projgrad.torch import ProjectedOptimizer, audit, project_params, violations
+from tests.torch_network import clip, close
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -51,12 +53,12 @@ def data() -> Any:
 
 
 class Module(lightning.LightningModule):
-    """A network that is trained with a schedule of the learning rate."""
+    """A network that is trained with a schedule of the learning rate; without rules, by a bare optimizer."""
 
-    def __init__(self, rules: Any, manual: bool = False) -> None:
+    def __init__(self, rules: Any, manual: bool = False, **options: Any) -> None:
         super().__init__()
         self.net = network()
-        self.rules = rules
+        self.rules, self.options = rules, options
         self.automatic_optimization = not manual
 
     def loss(self, batch: Any) -> Any:
@@ -76,7 +78,9 @@ class Module(lightning.LightningModule):
         self.validated = violations(self.net, self.rules)
 
     def configure_optimizers(self) -> Any:
-        self.optimizer = ProjectedOptimizer(optim.Adam(self.parameters(), lr=0.05), self.rules, model=self)
+        self.optimizer: Any = optim.Adam(self.parameters(), lr=0.05)
+        if self.rules is not None:
+            self.optimizer = ProjectedOptimizer(self.optimizer, self.rules, model=self, **self.options)
         scheduler = optim.lr_scheduler.StepLR(self.optimizer, 3, 0.8)
         return {"optimizer": self.optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
@@ -92,15 +96,14 @@ def trainer(folder: Path, epochs: int, **options: Any) -> Any:
     )
 
 
-@torch.no_grad()
-def clip(model: Any) -> None:
-    for layer in (model[0], model[2]):
-        layer.weight.mul_((0.3 / torch.linalg.vector_norm(layer.weight, dim=1, keepdim=True)).clamp(max=1.0))
-
-
-def by_hand(epochs: int, accumulate: int, clip_norm: float | None) -> Any:
+def by_hand(
+    epochs: int,
+    accumulate: int,
+    clip_norm: float | None = None,
+    project: Callable[[Any], None] = lambda model: clip(model, 0.3),
+) -> Any:
     model = network()
-    clip(model)
+    project(model)
     optimizer = optim.Adam(model.parameters(), lr=0.05)
     scheduler = optim.lr_scheduler.StepLR(optimizer, 3, 0.8)
     for _ in range(epochs):
@@ -112,7 +115,7 @@ def by_hand(epochs: int, accumulate: int, clip_norm: float | None) -> Any:
                 optimizer.step()
                 optimizer.zero_grad()
                 scheduler.step()
-                clip(model)
+                project(model)
     return model
 
 
@@ -125,8 +128,7 @@ def test_a_step_is_the_bare_optimizers_and_then_the_projection(manual: bool, opt
     module = Module(MAXNORM, manual)
     trainer(tmp_path, 2, **options).fit(module, data())
     expected = by_hand(2, options.get("accumulate_grad_batches", 1), options.get("gradient_clip_val"))
-    for p, q in zip(module.net.parameters(), expected.parameters(), strict=True):
-        torch.testing.assert_close(p, q)
+    close(module.net, expected)
     audit(module, MAXNORM)
 
 
@@ -139,10 +141,13 @@ def test_a_resumed_run_goes_on_bit_for_bit(manual: bool, tmp_path: Path) -> None
     stopped.save_checkpoint(tmp_path / "checkpoint")
     saved = torch.load(tmp_path / "checkpoint", weights_only=True)
     assert saved["optimizer_states"][0]["projgrad"] == {"step": 8}
-    trainer(tmp_path, 4).fit(second, data(), ckpt_path=tmp_path / "checkpoint", weights_only=True)
+    report = ReportCallback(5)
+    resumed = trainer(tmp_path, 4, callbacks=[report])
+    resumed.fit(second, data(), ckpt_path=tmp_path / "checkpoint", weights_only=True)
     for p, q in zip(whole.parameters(), second.parameters(), strict=True):
         assert torch.equal(p, q)
     assert second.optimizer.state_dict()["projgrad"] == {"step": 16}
+    assert [step for step, _ in report.history] == [10, 15]
 
 
 @pytest.mark.parametrize("precision", ["bf16-mixed", "bf16-true", "64-true"])
@@ -215,3 +220,70 @@ def test_what_is_saved_and_validated_under_ema_is_the_average(tmp_path: Path) ->
         audit(state["state_dict"], rules)
     project_params(state["state_dict"], rules)
     audit(state["state_dict"], rules)
+
+
+# -- reports ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_the_report_is_in_tensorboard(accumulate: int, tmp_path: Path) -> None:
+    events = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    callback = ReportCallback(2)
+    logger = TensorBoardLogger(tmp_path, name="", version="")
+    options = {"callbacks": [callback], "logger": logger, "accumulate_grad_batches": accumulate}
+    trainer(tmp_path, 3, **options).fit(Module(MAXNORM, record=True), data())
+    found = events.EventAccumulator(str(tmp_path)).Reload()
+    done: list[tuple[float, float, float]] = []  # the first time when it is wrapped, then after each step
+
+    @torch.no_grad()
+    def project(model: Any) -> None:
+        weight = model[0].weight
+        old, most = weight.clone(), float(weight.norm(dim=1).max())
+        clip(model, 0.3)
+        done.append((max(0.0, most - 0.3), float((weight - old).norm()), float(weight.norm(dim=1).max())))
+
+    by_hand(3, accumulate, project=project)
+    steps = range(2, 12 // accumulate + 1, 2)
+    assert [step for step, _ in callback.history] == list(steps)
+    assert min(done[step][0] for step in steps) > 1e-4
+    for n, name in enumerate(("before", "moved", "norm_max")):
+        logged = {event.step: event.value for event in found.Scalars(f"constraints/net.0.weight/{name}")}
+        assert logged == pytest.approx({step: done[step][n] for step in steps}, rel=1e-5 if n == 2 else 1e-3)
+    assert [event.value for event in found.Scalars("constraints/net.2.bias/finite")] == [1.0] * len(steps)
+    assert "constraints/net.2.bias/violation" not in found.Tags()["scalars"]  # it is not constrained
+
+
+class Several(Module):
+    """With three optimizers, which all step in each batch."""
+
+    def training_step(self, batch: Any, _: int) -> None:
+        for optimizer in self.optimizers():
+            optimizer.zero_grad()
+            self.manual_backward(self.loss(batch))
+            optimizer.step()
+
+    def configure_optimizers(self) -> Any:
+        inner = [optim.SGD([p], 0.1) for p in (self.net[0].weight, self.net[2].weight, self.net[2].bias)]
+        return [ProjectedOptimizer(each, self.rules, model=self, partial=True) for each in inner]
+
+
+def test_several_optimizers_are_in_one_report_after_so_many_of_their_steps(tmp_path: Path) -> None:
+    callback = ReportCallback(4)
+    trainer(tmp_path, 2, callbacks=[callback]).fit(Several(MAXNORM, manual=True), data())
+    assert [step for step, _ in callback.history] == [6, 9, 12, 18, 21, 24]  # the batches in which 4, 8, ... are made
+    rows = callback.history[-1][1]
+    assert [(row.name, row.constraint is None) for row in rows] == [
+        ("net.0.weight", False),
+        ("net.2.weight", False),
+        ("net.2.bias", True),
+    ]
+
+
+def test_what_cannot_work_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="ProjectCallback must stand behind EMAWeightAveraging"):
+        trainer(tmp_path, 1, callbacks=[ProjectCallback(), averaging("EMA")]).fit(Module(SPHERE), data())
+    for callback in (ProjectCallback(), ReportCallback()):
+        with pytest.raises(ValueError, match=r"no optimizer of the trainer is a ProjectedOptimizer; return one from"):
+            trainer(tmp_path, 1, callbacks=[callback]).fit(Module(None), data())
+    with pytest.raises(ValueError, match="every=0 is not a positive int"):
+        ReportCallback(0)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import pytest
@@ -18,9 +19,12 @@ from torch.optim import optimizer as hooks
 from torch.optim.swa_utils import SWALR
 
 from projgrad.torch import ProjectedOptimizer, violations
-from tests.torch_network import RULES, held, loss_of, network
+from tests import torch_network
+from tests.torch_network import RULES, clip, held, loss_of, network
 
 pytestmark = pytest.mark.usefixtures("one_thread")
+
+close = partial(torch_network.close, rtol=1e-7, atol=1e-9)
 
 
 @pytest.fixture(autouse=True)
@@ -31,20 +35,8 @@ def float64() -> Iterator[None]:
     torch.set_default_dtype(torch.float32)
 
 
-@torch.no_grad()
-def clip(model: Any, most: float = 0.5) -> None:
-    for layer in model:
-        if isinstance(layer, nn.Linear | nn.Embedding):
-            layer.weight.mul_((most / torch.linalg.vector_norm(layer.weight, dim=1, keepdim=True)).clamp(max=1.0))
-
-
 def parameters(model: Any, kind: Any = None) -> list[Any]:
     return [p for p in model.parameters() if p.ndim == 2 or kind is not optim.Muon]
-
-
-def close(model: Any, other: Any) -> None:
-    for (name, p), q in zip(model.named_parameters(), other.named_parameters(), strict=True):
-        torch.testing.assert_close(p, q[1], rtol=1e-7, atol=1e-9, msg=lambda text, name=name: f"{name}: {text}")
 
 
 def trained(

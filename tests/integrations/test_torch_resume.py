@@ -3,11 +3,7 @@
 from __future__ import annotations
 
 import os
-import random
-import signal
-import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +16,7 @@ torch = pytest.importorskip("torch")
 from torch import nn
 
 from projgrad.torch import ProjectedOptimizer, violations
+from tests.integrations.processes import killed
 
 RULES: dict[str, Any] = {
     "schedule, every": {"*.weight": pg.MaxNorm(pg.Schedule({0: 0.3, 60: 1.0})).every(3)},
@@ -197,6 +194,10 @@ def test_checkpoints_interchange_with_a_bare_optimizer(tmp_path: Path) -> None:
     assert run.optimizer.state_dict()["param_groups"][0]["projgrad"] == {"step": 5}
     run.optimizer.load_state_dict({**fresh.state_dict(), "projgrad": {"step": 8}})  # as it was saved once
     assert run.train(6).optimizer.state_dict()["param_groups"][0]["projgrad"] == {"step": 9}
+    for step in (-3, "x"):
+        with pytest.raises(ValueError, match="the state to load has projgrad=.*an int of at least 0"):
+            run.optimizer.load_state_dict({**bare.state_dict(), "projgrad": {"step": step}})
+        assert run.optimizer.state_dict()["param_groups"][0]["projgrad"] == {"step": 9}
 
 
 @pytest.mark.parametrize("options", [{}, {"flatten_optimizer_state_dict": True}, {"full_state_dict": True}], ids=str)
@@ -268,22 +269,9 @@ while run.step < end:
 @pytest.mark.slow
 @pytest.mark.parametrize("order", ORDERS[:2])
 def test_a_killed_run_goes_on_bit_for_bit(order: str, tmp_path: Path) -> None:
-    name, file, end, kills = "schedule, rate, every", tmp_path / "checkpoint", 90, 0
+    name, file, end = "schedule, rate, every", tmp_path / "checkpoint", 90
     command = [sys.executable, "-c", _CHILD, name, order, str(file), str(end)]
-    root = Path(__file__).parents[2]
-    for _ in range(3):
-        seen = file.stat().st_mtime_ns if file.exists() else 0
-        child = subprocess.Popen(command, cwd=root)
-        patience = time.monotonic() + 60
-        while time.monotonic() < patience and (not file.exists() or file.stat().st_mtime_ns == seen):
-            time.sleep(0.01)
-        time.sleep(random.uniform(0, 0.2))
-        if child.poll() is None:
-            child.send_signal(signal.SIGKILL)
-            kills += 1
-        child.wait()
-    assert kills == 3
-    subprocess.run(command, cwd=root, check=True, timeout=120)
+    killed(command, lambda: file.stat().st_mtime_ns if file.exists() else None)
     saved = torch.load(file, weights_only=True)
     assert saved["step"] == end
     whole = Run(RULES[name]).train(end).model.state_dict()

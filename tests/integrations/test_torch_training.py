@@ -16,17 +16,9 @@ from torch import nn, optim
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from projgrad.torch import ProjectedOptimizer, audit, constrain, project_params, violations
-from tests.torch_network import RULES, held, loss_of, network, train, wrapped
+from tests.torch_network import RULES, clip, close, held, loss_of, network, train, wrapped
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-
-
-@torch.no_grad()
-def clip(model: Any) -> None:
-    for layer in model:
-        if isinstance(layer, nn.Linear):
-            norm = torch.linalg.vector_norm(layer.weight, dim=1, keepdim=True)
-            layer.weight.mul_((0.5 / norm).clamp(max=1.0))
 
 
 def by_hand(make: Callable[[Any], Any], steps: int = 4) -> Any:
@@ -38,11 +30,6 @@ def by_hand(make: Callable[[Any], Any], steps: int = 4) -> Any:
         train(optimizer, model, 1)
         clip(model)
     return model
-
-
-def close(model: Any, other: Any) -> None:
-    for (name, p), q in zip(model.named_parameters(), other.parameters(), strict=True):
-        torch.testing.assert_close(p, q, rtol=1e-4, atol=1e-5, msg=lambda text, name=name: f"{name}: {text}")
 
 
 # -- several optimizers -------------------------------------------------------------------------------------------

@@ -14,7 +14,7 @@ from projgrad.rules import Parameter, Use
 from projgrad.tag import Tag
 from projgrad_backends.jax.incoming import by_layer, by_name
 
-__all__ = ["is_array", "is_module", "is_skipped", "parameters"]
+__all__ = ["is_array", "is_module", "is_skipped", "opened", "parameters"]
 
 
 def is_skipped(leaf: Any) -> bool:
@@ -31,6 +31,14 @@ def is_module(thing: Any, *packages: str) -> bool:
     """Whether `thing` is a module of one of these packages (by default: flax.nnx and equinox), if they are in use."""
     found = (sys.modules.get(package) for package in packages or ("flax.nnx", "equinox"))
     return isinstance(thing, tuple(package.Module for package in found if package is not None))
+
+
+def opened(params: Any, model: Any) -> tuple[Any, Any]:
+    """The parameters of an nnx.Module as a pytree, and the module in the place of `model`."""
+    if is_module(params, "flax.nnx"):
+        nnx = sys.modules["flax.nnx"]
+        return nnx.state(params, nnx.Param), params
+    return params, model
 
 
 def parameters(params: Any, model: Any, tags: Mapping[int, tuple[str, Tag]]) -> list[Parameter]:

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from projgrad.audit import check_inside
 from projgrad.plan import PlanEntry
 from projgrad.rules import Rules
-from projgrad_backends.jax.parameters import is_module
+from projgrad_backends.jax.parameters import is_module, opened
 from projgrad_backends.jax.sharding import automatic
 from projgrad_backends.jax.tags import Tags, when_due
 
@@ -76,9 +76,7 @@ def violations(
     Raises:
         TypeError, ValueError: as in `project`.
     """
-    if is_module(params, "flax.nnx"):
-        nnx = sys.modules["flax.nnx"]
-        return violations(nnx.state(params, nnx.Param), rules, tree=tree, model=params, step=step)
+    params, model = opened(params, model)
     leaves, tagged = Tags(rules, tree, model).of(params)
     most: dict[str, Any] = {}
     for entry in tagged.plan:
@@ -112,9 +110,7 @@ def audit(
         TypeError: as in `project`.
         ValueError: a parameter is outside or NaN; as in `project`.
     """
-    if is_module(params, "flax.nnx"):
-        nnx = sys.modules["flax.nnx"]
-        return audit(nnx.state(params, nnx.Param), rules, tree=tree, model=params, step=step, tol=tol)
+    params, model = opened(params, model)
     leaves, tagged = Tags(rules, tree, model).of(params)
 
     def check(leaves: list[Any]) -> None:

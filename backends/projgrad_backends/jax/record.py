@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping
 from functools import partial
 from typing import Any, NamedTuple
@@ -11,14 +10,13 @@ import jax
 import jax.numpy as jnp
 
 from projgrad.plan import PlanEntry
-from projgrad.record import what_it_did
+from projgrad.record import NONE_YET, tell_nonfinite, what_it_did
 from projgrad_backends.jax.parameters import is_skipped
 from projgrad_backends.jax.sharding import automatic
 from projgrad_backends.jax.tags import Tagged, when_due
+from projgrad_backends.jax.update import added
 
 __all__ = ["RecordState", "check_nonfinite", "empty_record", "measured", "warn_nonfinite"]
-
-_NONE_YET = -1.0  # which no distance is, and, unlike NaN, nothing that jax_debug_nans stops at
 
 
 class RecordState(NamedTuple):
@@ -31,7 +29,7 @@ class RecordState(NamedTuple):
 
 def empty_record(tagged: Tagged) -> RecordState:
     """The state before the first projection."""
-    before, moved = ({entry.name: jnp.full((), _NONE_YET, jnp.float32) for entry in tagged.plan} for _ in range(2))
+    before, moved = ({entry.name: jnp.full((), NONE_YET, jnp.float32) for entry in tagged.plan} for _ in range(2))
     return RecordState(jnp.zeros((), jnp.int32), before, moved)
 
 
@@ -60,7 +58,7 @@ def _measure(
     entry: PlanEntry, params: list[Any], updates: list[Any], new: list[Any], step: Any, last: tuple[Any, Any]
 ) -> tuple[jax.Array, ...]:
     def did() -> tuple[jax.Array, ...]:
-        before, after = (list(map(_added, params, given)) for given in (updates, new))
+        before, after = (list(map(added, params, given)) for given in (updates, new))
         return tuple(x.astype(jnp.float32) for x in what_it_did(entry, before, after, step))
 
     return when_due(entry, step, did, lambda: last)
@@ -78,16 +76,9 @@ def check_nonfinite(nonfinite: str | None) -> None:
 def warn_nonfinite(tagged: Tagged, params: list[Any], updates: list[Any]) -> None:
     """Have the host warn of parameters that will not be finite, now or, in compiled code, when this is run."""
     pairs = [(name, params[i], updates[i]) for i, name in tagged.names.items() if not is_skipped(updates[i])]
-    finite = {name: jnp.all(jnp.isfinite(_added(p, u))) for name, p, u in pairs}
+    finite = {name: jnp.all(jnp.isfinite(added(p, u))) for name, p, u in pairs}
     jax.debug.callback(_warn, finite)
 
 
 def _warn(finite: Mapping[str, Any]) -> None:
-    names = [name for name, ok in finite.items() if not ok]
-    if names:
-        warnings.warn(f"NaN or infinite after a step: {', '.join(names)}", RuntimeWarning, stacklevel=1)
-
-
-def _added(p: Any, u: Any) -> jax.Array:
-    p = jnp.asarray(p)
-    return p + jnp.asarray(u).astype(p.dtype)
+    tell_nonfinite([name for name, ok in finite.items() if not ok], "warn")

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import sys
 from typing import Any
 
 import jax
 
-from projgrad.record import rows_of
+from projgrad.record import rows_of, was_recorded
 from projgrad.report import Report, make_report
 from projgrad.rules import Rules
-from projgrad_backends.jax.parameters import is_module
+from projgrad_backends.jax.parameters import opened
 from projgrad_backends.jax.params import alike
 from projgrad_backends.jax.record import RecordState
 from projgrad_backends.jax.sharding import automatic
@@ -52,9 +51,7 @@ def report(
         >>> tx = optax.chain(optax.adam(1e-3), projgrad.optax.project(rules, record=True))
         >>> print(projgrad.optax.report(params, rules, state=state))
     """
-    if is_module(params, "flax.nnx"):
-        nnx = sys.modules["flax.nnx"]
-        return report(nnx.state(params, nnx.Param), rules, tree=tree, model=params, state=state, step=step)
+    params, model = opened(params, model)
     leaves, tagged = Tags(rules, tree, model).of(params)
     found = [] if state is None else _found(state)
     if found and step is None:
@@ -64,7 +61,7 @@ def report(
         if isinstance(one, RecordState):  # whose leaves may be variables of nnx
             before, moved = (jax.device_get(jax.tree.leaves(numbers)) for numbers in one[1:])
             pairs = zip(sorted(one.before), zip(before, moved, strict=True), strict=True)
-            recorded |= {name: pair for name, pair in pairs if not min(pair) < 0}  # as before the first projection
+            recorded |= {name: pair for name, pair in pairs if was_recorded(pair)}
     made: list[Report] = []
 
     def make(leaves: list[Any]) -> None:

@@ -79,7 +79,7 @@ class Tags:
             raise TypeError(f"model= is an nnx.Module or an equinox Module, not {type(model).__name__}")
         self._rules, self._tree, self._model, self._metric = rules, tree, model, metric
         self._seen: dict[Any, Tagged] = {}
-        self._whole: dict[Any, Plan] = {}  # the last plan of a structure outside of jax.shard_map
+        self._whole: dict[Any, Plan] = {}  # the last plan of each structure outside of jax.shard_map
 
     def of(self, params: Any) -> tuple[list[Any], Tagged]:
         """The leaves of `params` and what holds for them.
@@ -95,13 +95,15 @@ class Tags:
             return leaves, self._resolve(params, treedef)
         if found is None:
             found = self._resolve(params, treedef)
-            if is_manual():
+            manual = is_manual()
+            if manual:
                 _refuse_parts(found.plan, self._whole.get(treedef, ()))
-            else:
-                self._whole = {treedef: found.plan}
             if len(self._seen) == _MOST:
                 self._seen.clear()
+                self._whole.clear()
             self._seen[key] = found
+            if not manual:
+                self._whole[treedef] = found.plan
         return leaves, found
 
     def _resolve(self, params: Any, treedef: Any) -> Tagged:

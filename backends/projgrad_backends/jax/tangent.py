@@ -10,6 +10,7 @@ import optax
 from projgrad.plan import PlanEntry
 from projgrad_backends.jax.parameters import is_skipped
 from projgrad_backends.jax.tags import Tagged
+from projgrad_backends.jax.update import added
 
 __all__ = ["made_tangent", "with_tangent_momentum"]
 
@@ -50,7 +51,7 @@ def with_tangent_momentum(tagged: Tagged, state: Any, params: Any, updates: Any,
     if not any(_asks(entry, None) for entry in tagged.plan):
         return state
     moved = zip(tagged.treedef.flatten_up_to(params), tagged.treedef.flatten_up_to(updates), strict=True)
-    points = [p if is_skipped(p) or is_skipped(u) else p + u for p, u in moved]
+    points = [p if is_skipped(p) or is_skipped(u) else added(p, u) for p, u in moved]
     for name, only in _MOMENTUM.items():
         for path, tree in optax.tree_utils.tree_get_all_with_path(state, name):
             owner = getattr(path[-1], "tuple_name", None)

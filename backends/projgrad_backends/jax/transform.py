@@ -234,4 +234,5 @@ def _refuse_options(tagged: Tagged, who: str) -> None:
 
 
 def _add(p: Any, u: Any) -> Any:
+    # rounded after the sum, as `optax.apply_updates` does
     return p if p is None or u is None else jnp.asarray(p + u).astype(jnp.asarray(p).dtype)

@@ -14,7 +14,13 @@ from projgrad_backends.jax.namespace import xp
 from projgrad_backends.jax.parameters import is_skipped
 from projgrad_backends.jax.tags import when_due
 
-__all__ = ["onto"]
+__all__ = ["added", "onto"]
+
+
+def added(p: Any, u: Any) -> jax.Array:
+    """``p + u`` in the dtype of the parameter `p`, which the update `u` is rounded to before."""
+    p = jnp.asarray(p)
+    return p + jnp.asarray(u).astype(p.dtype)
 
 
 def onto(entry: PlanEntry, params: list[Any], weights: list[Any], updates: list[Any], step: Any) -> list[Any]:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import warnings
 from typing import Any
 
 import keras
 
+from projgrad.record import tell_nonfinite
 from projgrad.report import Report, on_host
 from projgrad.rules import Rules
 from projgrad_backends.keras.optimizer import ProjectedOptimizer
@@ -104,12 +104,8 @@ class ReportCallback(keras.callbacks.Callback):
         trained = [parameter for parameter in described(self.model) if parameter.handle.trainable]
         with without_gradients():
             finite = on_host([keras.ops.all(keras.ops.isfinite(parameter.handle)) for parameter in trained])
-        names = [parameter.name for parameter, ok in zip(trained, finite, strict=True) if not ok]
-        if names:
-            text = f"NaN or infinite after a step: {', '.join(names)}"
-            if self._nonfinite == "raise":
-                raise RuntimeError(text)
-            warnings.warn(text, RuntimeWarning, stacklevel=2)
+        odd = [parameter.name for parameter, ok in zip(trained, finite, strict=True) if not ok]
+        tell_nonfinite(odd, self._nonfinite)
 
 
 def _tf_summary() -> Any:

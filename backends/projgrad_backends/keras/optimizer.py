@@ -15,7 +15,7 @@ from projgrad.rules import Rules
 from projgrad.tag import EUCLIDEAN
 from projgrad_backends.keras.metric import check_scaling, moments_before, weights_of
 from projgrad_backends.keras.parameters import path
-from projgrad_backends.keras.projection import Progress, Projection, without_gradients
+from projgrad_backends.keras.projection import Progress, Projection, has_value, without_gradients
 from projgrad_backends.keras.record import Record
 from projgrad_backends.keras.report import report_of
 from projgrad_backends.keras.saving import load_rules, save_plan
@@ -187,6 +187,8 @@ class ProjectedOptimizer(keras.optimizers.Optimizer):
         if any(id(variable) not in known for variable in var_list):
             raise ValueError(_OTHERS)
         self.inner.finalize_variable_values(var_list)
+        if not all(map(has_value, projection.variables)):
+            return  # an error is on its way, which Keras lets this run before
         projection.project_all(self._progress().step if projection.plan.counts else None)
 
     @property

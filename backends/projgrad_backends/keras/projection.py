@@ -18,7 +18,7 @@ from projgrad.rules import Rules, resolve
 from projgrad_backends.keras.parameters import described
 from projgrad_backends.keras.record import Record
 
-__all__ = ["Progress", "Projection", "audit", "project_params", "violations", "without_gradients"]
+__all__ = ["Progress", "Projection", "audit", "has_value", "project_params", "violations", "without_gradients"]
 
 
 _Weights = Callable[[Sequence[Any]], list[Any]]
@@ -97,7 +97,7 @@ class Projection:
         Where it gave a `new` state the values of a checkpoint, the weights have theirs too, and are left to the steps.
         """
         with _outside_of_a_trace():
-            if not all(_has_value(variable) for variable in (*self.variables, progress.count)):
+            if not all(has_value(variable) for variable in (*self.variables, progress.count)):
                 return
             if new and keras.backend.backend() == "tensorflow" and int(keras.ops.convert_to_numpy(progress.count)):
                 return
@@ -201,6 +201,7 @@ def audit(model: Any, rules: Rules | None = None, *, step: int | None = None, to
 
 
 def without_gradients() -> AbstractContextManager[Any]:
+    """A context in which PyTorch records nothing for derivatives."""
     if keras.backend.backend() != "torch":
         return nullcontext()
     import torch
@@ -216,7 +217,10 @@ def _outside_of_a_trace() -> AbstractContextManager[Any]:
     return tf.init_scope()
 
 
-def _has_value(variable: Any) -> bool:
+def has_value(variable: Any) -> bool:
+    """Whether it holds numbers: not before it is initialised, nor after a failed step on JAX, which uses them up."""
+    if isinstance(variable, keras.Variable) and variable._value is None:
+        return False
     if keras.backend.backend() != "tensorflow" or isinstance(variable, int):
         return True
     return bool((variable.value if isinstance(variable, keras.Variable) else variable).is_initialized())

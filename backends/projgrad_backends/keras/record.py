@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -9,11 +10,9 @@ import keras
 
 from projgrad.namespace import native
 from projgrad.plan import PlanEntry
-from projgrad.record import what_it_did
+from projgrad.record import NONE_YET, was_recorded, what_it_did
 
 __all__ = ["Record"]
-
-_NONE_YET = -1.0  # which no distance is
 
 
 class Record:
@@ -26,7 +25,7 @@ class Record:
     """
 
     def __init__(self, entries: Sequence[PlanEntry] = ()) -> None:
-        self._pairs = [(entry, (_variable("violation_before"), _variable("moved"))) for entry in entries]
+        self._pairs = [(entry, (_variable(entry, "violation_before"), _variable(entry, "moved"))) for entry in entries]
 
     @property
     def variables(self) -> list[Any]:
@@ -62,10 +61,12 @@ class Record:
         found = {}
         for entry, pair in self._pairs:
             before, moved = (float(keras.ops.convert_to_numpy(variable)) for variable in pair)
-            if not before < 0:
+            if was_recorded((before, moved)):
                 found[entry.name] = before, moved
         return found
 
 
-def _variable(name: str) -> Any:
-    return keras.Variable(_NONE_YET, dtype="float32", trainable=False, aggregation="only_first_replica", name=name)
+def _variable(entry: PlanEntry, what: str) -> Any:
+    # Keras wants names that differ, without slashes; TensorFlow knows no other signs than these, nor "_" at the start
+    name = re.sub(r"[^\w.-]", "_", f"{what}_{entry.name}", flags=re.ASCII)
+    return keras.Variable(NONE_YET, dtype="float32", trainable=False, aggregation="only_first_replica", name=name)

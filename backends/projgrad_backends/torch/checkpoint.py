@@ -48,10 +48,19 @@ def beside(steps: int) -> dict[str, Any]:
 
 
 def saved_steps(groups: Groups, state_dict: Mapping[str, Any] | None = None) -> int | None:
-    """The number of steps that is beside the groups in a state dict, or was loaded with them; None if there is none."""
+    """The number of steps that is beside the groups in a state dict, or was loaded with them; None if there is none.
+
+    Raises:
+        ValueError: it is no such number.
+    """
     for found in ((state_dict or {}).get(_KEY), groups[0].get(_KEY)):
         if isinstance(found, Mapping) and "step" in found:
-            return int(found["step"])
+            step = str(int(found["step"]) if isinstance(found["step"], Tensor) else found["step"])
+            if not step.isdecimal():
+                raise ValueError(
+                    f"the state to load has {_KEY}={dict(found)}, where the step must be an int of at least 0"
+                )
+            return int(step)
     return None
 
 

@@ -112,13 +112,18 @@ class Places:
     """
 
     def __init__(self, model: nn.Module | None = None, groups: Sequence[dict[str, Any]] = ()) -> None:
-        self._model = None if model is None else weakref.ref(model)
+        self._reference = None if model is None else weakref.ref(model)
         self._of: dict[Position, list[_Place]] = {}
         self.find(groups)
 
+    @property
+    def model(self) -> nn.Module | None:
+        """The model, if there still is one."""
+        return None if self._reference is None else self._reference()
+
     def find(self, groups: Sequence[dict[str, Any]]) -> None:
         """Look for the parameters that have no place yet."""
-        model = None if self._model is None else self._model()
+        model = self.model
         found: dict[int, list[_Place]] = {}
         for path, layer in () if model is None else model.named_modules():
             for attribute, x in layer._parameters.items():
@@ -157,15 +162,14 @@ class Places:
 
     def _successor(self, path: str) -> nn.Module | None:
         """The layer in the place of one that is no more."""
-        model = None if self._model is None else self._model()
         try:
-            return None if model is None else model.get_submodule(path)
+            return None if self.model is None else self.model.get_submodule(path)
         except AttributeError:
             return None
 
 
 def check_alive(entry: PlanEntry, tensors: Sequence[Tensor], places: Places) -> None:
-    """What is to be checked of parameters before they are projected after a step.
+    """What is to be checked of parameters before a step.
 
     Raises:
         RuntimeError: they are not those of the model any more, or cannot be what the constraint was tagged for.

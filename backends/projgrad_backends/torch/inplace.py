@@ -89,7 +89,7 @@ def project_each(located: Iterable[Located], step: int | None = None, record: Re
             before = _largest(move, step)
             _write(move)
             # of a sharded parameter, what is computed here is for the processes to reduce when it is asked for
-            moved = [torch.linalg.vector_norm(y.sub_(x)) for x, y in zip(tensors, old, strict=True)]
+            moved = [torch.linalg.vector_norm(xp.upcast(y.sub_(x))) for x, y in zip(tensors, old, strict=True)]
             record[entry.name] = before, moved
 
 
@@ -128,7 +128,7 @@ def _largest(planned: _Planned, step: int | None) -> torch.Tensor:
     if move is None:
         away = x.new_zeros(1)
     elif isinstance(move, Clip) and _has_numbers(move):
-        away = x.clamp(move.lower, move.upper).sub_(x).abs_()  # quicker
+        away = x.clamp(move.lower, move.upper).sub_(x)  # quicker
     elif entry.in_metric:  # where a move goes farther
         away = entry.constraint.violation(x, step=step)
     else:

@@ -19,7 +19,8 @@ class ReportCallback(Callback):
     sharded model, parameters are gathered for it.
 
     Args:
-        every: the number of steps from one report to the next.
+        every: the number of steps from one report to the next. Of several optimizers each step counts, and a report is
+            made at the end of the batch in which it is due.
         prefix: of the names.
 
     Attributes:
@@ -37,17 +38,20 @@ class ReportCallback(Callback):
             raise ValueError(f"ReportCallback: every={every!r} is not a positive int")
         self._every = every
         self._prefix = prefix
+        self._last = 0  # the step of the last report, or where the training began
         self.history: list[tuple[int, Report]] = []
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         """Refuse a trainer without anything to report."""
         _projected(trainer, self)
+        self._last = trainer.global_step
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Log, if it is time to."""
-        step = trainer.global_step
-        if step % self._every or (self.history and self.history[-1][0] == step):  # with accumulation, several batches
+        step = trainer.global_step  # in a batch there may be none, as with accumulation, or several
+        if step // self._every == self._last // self._every:
             return
+        self._last = step
         report = Report(row for optimizer in _projected(trainer, self) for row in optimizer.report())
         self.history.append((step, report))
         scalars = {self._prefix + name: value for name, value in report.scalars().items()}

@@ -11,7 +11,7 @@ from torch.optim import Optimizer
 
 from projgrad.plan import Plan, PlanEntry
 from projgrad.rules import Parameter, Rules
-from projgrad.tag import EUCLIDEAN, Joint, Tag, as_tag, check_metric_name
+from projgrad.tag import EUCLIDEAN, Joint, as_tag, check_metric_name
 from projgrad_backends.torch.checkpoint import Undo, beside, counts, is_done, only_initialises, publish, saved_steps
 from projgrad_backends.torch.held import (
     Places,
@@ -24,7 +24,7 @@ from projgrad_backends.torch.held import (
 )
 from projgrad_backends.torch.inplace import Located, project_all, project_each
 from projgrad_backends.torch.metric import check_real, scaling_of, weights
-from projgrad_backends.torch.parameters import names_of, of_model, of_tensor, resolved
+from projgrad_backends.torch.parameters import decided, names_of, of_model, of_tensor, resolved, tag_of
 from projgrad_backends.torch.report import Reporting, check_nonfinite
 from projgrad_backends.torch.tangent import Tangents
 
@@ -104,8 +104,8 @@ class ProjectedOptimizer(Reporting):
         self.inner = optimizer
         self._nonfinite, self._record = nonfinite, {} if record else None
         self._metric = metric or EUCLIDEAN
-        self._group_tags = [_tag_of(group) for group in optimizer.param_groups]
-        self._names: Rules = {}
+        self._group_tags = [tag_of(group) for group in optimizer.param_groups]
+        self._rules: Rules = {}
         self._steps = saved_steps(optimizer.param_groups) or 0  # of a state that was loaded before
         self.set_rules(rules, model=model, partial=partial)
         for group in optimizer.param_groups:
@@ -118,8 +118,8 @@ class ProjectedOptimizer(Reporting):
     ) -> None:
         """Replace the rules, and project once; the arguments and errors are those of the class.
 
-        The tags of param groups and the metric stay. The model is not remembered, so pass it again. An error changes
-        nothing.
+        The tags of param groups and the metric stay; pass the model again. Steps are counted only while rules depend on
+        their number. An error changes nothing.
         """
         if rules is None and model is None and not any(self._group_tags):
             raise ValueError(
@@ -139,9 +139,10 @@ class ProjectedOptimizer(Reporting):
         resumed = "_tagged" not in vars(self) and saved_steps(self.param_groups) is not None
         self._undo = self._start([entry for entry in tagged if not resumed or is_done(entry, self._steps)])
         self._hold(tagged, waiting)
+        self._record = None if self._record is None else {}  # of the entries before, some under the same names
         self._named = named
         self._places = Places(model, self.param_groups)
-        self._names = {key: rule for key, rule in (rules or {}).items() if isinstance(key, str)}
+        self._rules = dict(rules or {})
 
     def _start(self, entries: list[PlanEntry]) -> Undo | None:
         """Project parameters that are new in the plan; what a checkpoint undoes that is loaded next."""
@@ -155,7 +156,7 @@ class ProjectedOptimizer(Reporting):
 
     def _check(self, entries: list[PlanEntry]) -> None:
         """Raise what makes it impossible to keep these entries of a plan."""
-        self._check_metric(entries)
+        check_real(self.inner, entries)
         for entry in entries:
             tensors = [self.param_groups[g]["params"][i] for g, i in entry.handles]
             check_not_flat(entry, tensors)
@@ -200,13 +201,16 @@ class ProjectedOptimizer(Reporting):
         return replace(parameter, tags=(*parameter.tags, (f"its param group, number {position[0]},", tag)))
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Add a group, as in any optimizer; what the rules, the tags or a key ``"constraint"`` say holds for it."""
-        tag = _tag_of(param_group)
+        """Add a group, as in any optimizer; what the rules, the tags or a key ``"constraint"`` say holds for it.
+
+        Names and layers are those of the wrapped optimizer's model, which a copy does not know, or are in the group.
+        """
+        tag = tag_of(param_group)
         self.inner.add_param_group({key: value for key, value in param_group.items() if key != "constraint"})
         g = len(self.param_groups) - 1
         self._group_tags.append(tag)
         try:
-            tagged, arrived = self._resolve_group(g)
+            tagged, arrived, named = self._resolve_group(g)
             self._check(tagged)
             undo = self._start(tagged)
         except Exception:
@@ -218,28 +222,34 @@ class ProjectedOptimizer(Reporting):
         waiting = [entry for entry in self._waiting if not any(entry is other for other in arrived)]
         self._hold([*self._tagged, *tagged], waiting)
         self._places.find(self.param_groups)
-        self._named = self._named | {(g, i): name for i, name in enumerate(names_of(self.param_groups[g], g))}
+        self._named = self._named | named
 
-    def _resolve_group(self, g: int) -> tuple[list[PlanEntry], list[PlanEntry]]:
-        """What holds for the parameters of a new group, and which of it was waiting for them."""
+    def _resolve_group(self, g: int) -> tuple[list[PlanEntry], list[PlanEntry], dict[Position, str]]:
+        """What holds for the parameters of a new group, which of it was waiting for them, and their names."""
         group = self.param_groups[g]
         positions = {id(tensor): (g, i) for i, tensor in enumerate(group["params"])}
         arrived = [entry for entry in self._waiting if any(id(tensor) in positions for tensor in entry.handles)]
         metric = self._default_metric()
-        awaited = {id(tensor): _decided(entry.tag, None) for entry in arrived for tensor in entry.handles}
-        others = []
+        awaited = {id(tensor): decided(entry.tag, None) for entry in arrived for tensor in entry.handles}
+        model = self._places.model
+        known = {} if model is None else {id(p.handle): p for p in of_model(model)}
+        others: list[Parameter] = []
+        named: dict[Position, str] = {}
         for name, tensor in zip(names_of(group, g), group["params"], strict=True):
-            tags = (("the rules", awaited[id(tensor)]),) if id(tensor) in awaited else ()
-            parameter = self._with_group_tag(of_tensor(tensor, name, tags=tags), positions[id(tensor)])
-            if not tags:
+            parameter, position = known.get(id(tensor)) or of_tensor(tensor, name), positions[id(tensor)]
+            named[position] = parameter.name
+            if id(tensor) in awaited:
+                parameter = replace(parameter, tags=(("the rules", awaited[id(tensor)]),))
+            parameter = self._with_group_tag(parameter, position)
+            if id(tensor) not in awaited:
                 others.append(parameter)
             elif self._group_tags[g] is not None:
-                both = tuple((source, _decided(as_tag(given), metric)) for source, given in parameter.tags)
+                both = tuple((source, decided(as_tag(given), metric)) for source, given in parameter.tags)
                 resolved(None, [replace(parameter, tags=both)])  # raises where they disagree
-        found = resolved(self._names, others, unused=True, metric=metric)
+        found = resolved(self._rules, others, unused=True, metric=metric)
         if not isinstance(self._group_tags[g], Joint) and any(isinstance(entry.tag, Joint) for entry in found):
             raise ValueError("a set over several parameters holds for this group too: call set_rules() after adding it")
-        return [by_position(entry, positions) for entry in (*arrived, *found)], arrived
+        return [by_position(entry, positions) for entry in (*arrived, *found)], arrived, named
 
     @property
     def plan(self) -> Plan:
@@ -248,28 +258,33 @@ class ProjectedOptimizer(Reporting):
 
     def project(self) -> None:
         """Project all tagged parameters now: after loading or averaging weights, for instance."""
-        project_each(self._located(self._tagged, check=True), self._steps, self._record)
+        self._check_alive()
+        self._project(self._tagged)
 
-    def _located(self, entries: Iterable[PlanEntry], *, check: bool = False) -> Iterator[Located]:
-        groups = self.inner.param_groups
+    def _project(self, entries: Iterable[PlanEntry]) -> None:
+        project_each(self._located(entries), self._steps, self._record)
+
+    def _check_alive(self) -> None:
+        for entry in self._tagged:
+            check_alive(entry, self._tensors(entry), self._places)
+
+    def _tensors(self, entry: PlanEntry) -> list[torch.Tensor]:
+        # tied weights have one tensor
+        handles = entry.handles[:1] if entry.layout is None else entry.handles
+        return [self._at(handle) for handle in handles]
+
+    def _located(self, entries: Iterable[PlanEntry]) -> Iterator[Located]:
         for entry in entries:
-            g, i = entry.handles[0]
-            x = groups[g]["params"][i]
-            tensors = [x] if entry.layout is None else [groups[g]["params"][i] for g, i in entry.handles]
-            if check:
-                check_alive(entry, tensors, self._places)
+            tensors = self._tensors(entry)
             if not entry.in_metric or entry.constraint.axis == ():  # for single entries, it is the same in all
                 yield tensors, entry, None
             else:
-                owned = [(groups[g]["params"][i], groups[g]) for g, i in entry.handles]
+                owned = [(self._at(handle), self.param_groups[handle[0]]) for handle in entry.handles]
                 yield tensors, entry, weights(self.inner, owned)
 
     def _default_metric(self) -> str:
         """The metric of tags that do not say which: where all entries are scaled alike, it is the Euclidean one."""
         return self._metric if self._metric == EUCLIDEAN or scaling_of(type(self.inner)) else EUCLIDEAN
-
-    def _check_metric(self, entries: Iterable[PlanEntry]) -> None:
-        check_real(self.inner, entries)
 
     # -- what every optimizer has: the wrapped one's ----------------------------------------------------------------
 
@@ -303,6 +318,8 @@ class ProjectedOptimizer(Reporting):
 
     def _before_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
         self._tangents = None
+        if not self._initialising:
+            self._check_alive()  # before anything is changed
         if self._asking and not self._initialising:
             self._tangents = Tangents(self._asking, self.param_groups, self._steps)
             if (*args[1:], kwargs.get("closure"))[0] is None:  # the first is the optimizer
@@ -317,7 +334,7 @@ class ProjectedOptimizer(Reporting):
         if self._counts:
             self._count()
         elif not self._initialising:
-            self.project()
+            self._project(self._tagged)
         if self._tangents is not None:
             self._tangents.momentum(self.inner.state, self._steps)
             self._tangents = None
@@ -330,7 +347,7 @@ class ProjectedOptimizer(Reporting):
         self._undo = None
         self._publish()
         due = (entry for entry in self._tagged if entry.due(self._steps))
-        project_each(self._located(due, check=True), self._steps, self._record)
+        self._project(due)
 
     def state_dict(self) -> dict[str, Any]:
         """The state of the wrapped optimizer, which a bare one can load.
@@ -347,6 +364,7 @@ class ProjectedOptimizer(Reporting):
         The weights may be loaded before or after, and before the optimizer was wrapped, too. Only those that were saved
         before any step, and are wrapped before this, are projected once more, which matters with a `rate` below 1.
         """
+        saved_steps(state_dict.get("param_groups") or [{}], state_dict)  # raises before anything is changed
         self.inner.load_state_dict(state_dict)
         saved = saved_steps(self.param_groups, state_dict)
         if saved:
@@ -357,7 +375,7 @@ class ProjectedOptimizer(Reporting):
         self._publish()
 
     def __getstate__(self) -> dict[str, Any]:
-        kept = ("inner", "_tagged", "_waiting", "_group_tags", "_names", "_named", "_steps", "_metric", "_nonfinite")
+        kept = ("inner", "_tagged", "_waiting", "_group_tags", "_rules", "_named", "_steps", "_metric", "_nonfinite")
         return {name: self.__dict__[name] for name in kept} | {"_record": None if self._record is None else {}}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -380,13 +398,3 @@ class ProjectedOptimizer(Reporting):
 def _is_wrapped(optimizer: Optimizer) -> bool:
     hooks = optimizer._optimizer_step_post_hooks.values()
     return any(isinstance(getattr(hook, "__self__", None), ProjectedOptimizer) for hook in hooks)
-
-
-def _tag_of(group: dict[str, Any]) -> Tag | None:
-    tag = group.get("constraint")
-    return None if tag is None else as_tag(tag)
-
-
-def _decided(tag: Tag, metric: str | None) -> Tag:
-    """The tag with its metric by name, which is the given one if it has none."""
-    return replace(tag, metric=tag.metric or metric or EUCLIDEAN)

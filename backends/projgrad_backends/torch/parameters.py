@@ -14,11 +14,11 @@ from torch.nn.utils import parametrize
 from projgrad.constraint import Constraint
 from projgrad.plan import Plan
 from projgrad.rules import Parameter, Rules, Use, resolve
-from projgrad.tag import Joint, Tag, as_tag
+from projgrad.tag import EUCLIDEAN, Joint, Tag, as_tag
 from projgrad_backends.torch.incoming import incoming
 from projgrad_backends.torch.sharded import reshard
 
-__all__ = ["constrain", "names_of", "of_model", "of_tensor", "resolved"]
+__all__ = ["constrain", "decided", "names_of", "of_model", "of_tensor", "resolved", "tag_of"]
 
 _TAGS = (
     "_projgrad_constraints"  # on the module: tags on a Parameter are lost by deepcopy and load_state_dict(assign=True)
@@ -169,3 +169,14 @@ def _parameter(
 def names_of(group: dict[str, Any], index: int) -> Iterable[str]:
     """The names of a param group's parameters; their positions where the optimizer was not given any."""
     return group.get("param_names") or [f"param_groups[{index}][{i}]" for i in range(len(group["params"]))]
+
+
+def tag_of(group: dict[str, Any]) -> Tag | None:
+    """What a param group says its parameters are constrained by."""
+    tag = group.get("constraint")
+    return None if tag is None else as_tag(tag)
+
+
+def decided(tag: Tag, metric: str | None) -> Tag:
+    """The tag with its metric by name, which is the given one if it has none."""
+    return replace(tag, metric=tag.metric or metric or EUCLIDEAN)

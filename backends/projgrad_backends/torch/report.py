@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Hashable, Iterable, Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
 
 from projgrad.plan import PlanEntry
-from projgrad.record import rows_of
+from projgrad.record import rows_of, tell_nonfinite
 from projgrad.report import Report, make_report, on_host
 from projgrad.rules import Rules
 from projgrad_backends.torch.delegate import Delegate
@@ -83,14 +82,11 @@ class Reporting(Delegate):
     @torch.no_grad()
     def _check_finite(self) -> None:
         """Say which parameters are not finite: their sum is not, either, and is quick to tell."""
-        sums = on_host([_sum(self._at(position)) for position in self._named])
-        odd = [item for item, total in zip(self._named.items(), sums, strict=True) if not math.isfinite(total)]
-        names = [name for position, name in odd if not bool(_plain(self._at(position)).isfinite().all())]
-        if names:
-            text = f"NaN or infinite after a step: {', '.join(names)}"
-            if self._nonfinite == _RAISE:
-                raise RuntimeError(text)
-            warnings.warn(text, RuntimeWarning, stacklevel=2)
+        known = [(name, self._at(position)) for position, name in self._named.items()]
+        known = [(name, x) for name, x in known if not nn.parameter.is_lazy(x)]
+        sums = on_host([_sum(x) for _, x in known])
+        odd = [pair for pair, total in zip(known, sums, strict=True) if not math.isfinite(total)]
+        tell_nonfinite([name for name, x in odd if not bool(_plain(x).isfinite().all())], self._nonfinite)
 
 
 def check_nonfinite(value: str | None) -> None:
@@ -110,10 +106,15 @@ def _rows(
 
 
 def _sum(x: Tensor) -> Tensor:
-    x = _plain(x) if is_opaque(x) else x.detach()
+    x = _plain(x) if is_opaque(x) else _computable(x.detach())
     return xp.upcast(whole((torch.view_as_real(x) if x.is_complex() else x).sum()))
 
 
 def _plain(x: Tensor) -> Tensor:
     """All of a tensor, as numbers."""
-    return x.dequantize() if is_opaque(x) else whole(x.detach())
+    return x.dequantize() if is_opaque(x) else _computable(whole(x.detach()))
+
+
+def _computable(x: Tensor) -> Tensor:
+    """`x`, in float32 where its numbers have 8 bits, with which torch does not compute."""
+    return x.float() if x.is_floating_point() and x.dtype.itemsize == 1 else x
