@@ -48,8 +48,8 @@ class ProjectedOptimizer(Reporting):
         metric: "euclidean", or "optimizer" for the nearest point in the norm that the optimizer scales its steps by;
             a `projgrad.Tag` may say otherwise for its parameters.
         record: keep, for `report`, how far outside the parameters were before each projection and how far it moved
-            them. Nothing is waited for, but each is copied for it, one at a time; a step with a projection takes 1.1 to
-            1.7 times as long on a CPU (`python -m benchmarks record`), and twice in a metric.
+            them. Nothing is waited for, but each is copied for it, one at a time; a step of Adam takes 1.1 to
+            1.5 times as long on a CPU (`python -m benchmarks record`).
         nonfinite: "warn" or "raise" to name the parameters, tagged or not, that are NaN or infinite after a step,
             before they are projected: a RuntimeWarning or RuntimeError. The sum of each is taken at each step, and
             brought to the host with all others. None does not look.
