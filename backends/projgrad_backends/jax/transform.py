@@ -54,12 +54,11 @@ def project(
         model: the nnx.Module or equinox Module that tells the layers for ``axis="incoming"`` and layer classes; not
             needed where the parameters are an equinox module.
         record: keep in the state what the last projection of each constrained parameter did, for `report`. A compiled
-            step of Adam takes 1.1 to 1.2 times as long with it in a max-norm or a simplex, and twice in `NonNeg`, which is
-            quick itself (``python -m benchmarks record``). Without it there is nothing of it in the state.
+            step of Adam takes 1.1 to 1.2 times as long with it in a max-norm or a simplex, and twice in `NonNeg`, which
+            is quick itself (``python -m benchmarks record``). Without it there is nothing of it in the state.
         nonfinite: "warn" for a RuntimeWarning that names the parameters with a NaN or infinity after a step, at a pass
-            over all of them and a call of the host at every step, with which it takes 1.5 to 2.4 times as long; None for
-            nothing. Compiled code cannot raise: for an
-            error, look at `report`, or use `jax.experimental.checkify`.
+            over all of them and a call of the host at every step, with which it takes 1.5 to 2.4 times as long; None
+            for nothing. Compiled code cannot raise: for an error, look at `report`, or use `jax.experimental.checkify`.
 
     Returns:
         A transformation that counts the steps where a tag asks for it (`every`, schedules), and has no state otherwise.
