@@ -156,7 +156,7 @@ class ProjectedOptimizer(Reporting):
 
     def _check(self, entries: list[PlanEntry]) -> None:
         """Raise what makes it impossible to keep these entries of a plan."""
-        check_real(self.inner, entries)
+        self._check_metric(entries)
         for entry in entries:
             tensors = [self.param_groups[g]["params"][i] for g, i in entry.handles]
             check_not_flat(entry, tensors)
@@ -285,6 +285,9 @@ class ProjectedOptimizer(Reporting):
     def _default_metric(self) -> str:
         """The metric of tags that do not say which: where all entries are scaled alike, it is the Euclidean one."""
         return self._metric if self._metric == EUCLIDEAN or scaling_of(type(self.inner)) else EUCLIDEAN
+
+    def _check_metric(self, entries: Iterable[PlanEntry]) -> None:
+        check_real(self.inner, entries)
 
     # -- what every optimizer has: the wrapped one's ----------------------------------------------------------------
 
