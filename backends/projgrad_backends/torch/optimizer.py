@@ -156,7 +156,7 @@ class ProjectedOptimizer(Reporting):
 
     def _check(self, entries: list[PlanEntry]) -> None:
         """Raise what makes it impossible to keep these entries of a plan."""
-        self._check_metric(entries)
+        check_real(self.inner, entries)
         for entry in entries:
             tensors = [self.param_groups[g]["params"][i] for g, i in entry.handles]
             check_not_flat(entry, tensors)
@@ -269,8 +269,7 @@ class ProjectedOptimizer(Reporting):
             check_alive(entry, self._tensors(entry), self._places)
 
     def _tensors(self, entry: PlanEntry) -> list[torch.Tensor]:
-        # tied weights have one tensor
-        handles = entry.handles[:1] if entry.layout is None else entry.handles
+        handles = entry.handles[:1] if entry.layout is None else entry.handles  # tied weights have one tensor
         return [self._at(handle) for handle in handles]
 
     def _located(self, entries: Iterable[PlanEntry]) -> Iterator[Located]:
@@ -285,9 +284,6 @@ class ProjectedOptimizer(Reporting):
     def _default_metric(self) -> str:
         """The metric of tags that do not say which: where all entries are scaled alike, it is the Euclidean one."""
         return self._metric if self._metric == EUCLIDEAN or scaling_of(type(self.inner)) else EUCLIDEAN
-
-    def _check_metric(self, entries: Iterable[PlanEntry]) -> None:
-        check_real(self.inner, entries)
 
     # -- what every optimizer has: the wrapped one's ----------------------------------------------------------------
 
@@ -321,9 +317,10 @@ class ProjectedOptimizer(Reporting):
 
     def _before_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
         self._tangents = None
-        if not self._initialising:
-            self._check_alive()  # before anything is changed
-        if self._asking and not self._initialising:
+        if self._initialising:
+            return
+        self._check_alive()  # before anything is changed
+        if self._asking:
             self._tangents = Tangents(self._asking, self.param_groups, self._steps)
             if (*args[1:], kwargs.get("closure"))[0] is None:  # the first is the optimizer
                 self._tangents.gradients()

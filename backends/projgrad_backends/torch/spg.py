@@ -98,8 +98,9 @@ class SPG(ProjectedOptimizer):
         super().__init__(search, rules, model=model, partial=partial)
         search.project = self.project
 
-    def _check_metric(self, entries: Iterable[PlanEntry]) -> None:
+    def _check(self, entries: list[PlanEntry]) -> None:
         spg.check_plan(Plan(entries))
+        super()._check(entries)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
