@@ -6,10 +6,19 @@ import argparse
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
-import torch
-
 from benchmarks import max_norm, metric, record, root_steps
-from benchmarks.harness import Comparison, Result, environment, measure, overview, peak_memory, save, table
+from benchmarks.harness import (
+    Comparison,
+    Result,
+    environment,
+    goals,
+    measure,
+    on_cores,
+    overview,
+    peak_memory,
+    save,
+    table,
+)
 
 # every benchmark: its comparisons, given whether to be quick
 BENCHMARKS: dict[str, Callable[[bool], Iterable[Comparison]]] = {
@@ -94,16 +103,19 @@ def main(argv: Sequence[str] | None = None) -> None:
     print(f"{about['processor']}, {about['cores']} cores, Python {about['python']}, {versions}\n", flush=True)
     results: dict[str, list[Result]] = {name: [] for name in args.names or BENCHMARKS}
     for threads in args.threads:
-        torch.set_num_threads(threads)
-        for name, found in results.items():
-            for comparison in BENCHMARKS[name](args.quick):
-                result = measure(comparison, threads=threads, rounds=args.rounds, memory=peak_memory)
-                found.append(result)
-                print(f"{result.title}; threads: {threads}; median of {args.rounds}\n\n{table(result)}\n", flush=True)
+        with on_cores(threads):
+            for name, found in results.items():
+                for comparison in BENCHMARKS[name](args.quick):
+                    result = measure(comparison, threads=threads, rounds=args.rounds, memory=peak_memory)
+                    found.append(result)
+                    title = f"{result.title}; threads: {threads}; median of {args.rounds}"
+                    print(f"{title}\n\n{table(result)}\n", flush=True)
 
     args.out.mkdir(parents=True, exist_ok=True)
     for name, found in results.items():
         print(f"{name}, times as multiples of the first:\n\n{overview(found)}\n")
+        if reached := goals(found):
+            print(f"{name}, projgrad's time as a multiple of others:\n\n{reached}\n")
         save(found, args.out / f"{name}.json")
         draw(found, args.out / f"{name}.png")
     print(f"Written to {args.out}")

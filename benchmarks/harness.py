@@ -11,8 +11,9 @@ import os
 import platform
 import statistics
 import time
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass, field
 from importlib import metadata
 from itertools import accumulate
 from pathlib import Path
@@ -23,15 +24,23 @@ os.environ.setdefault("KINETO_LOG_LEVEL", "6")  # torch's profiler would announc
 __all__ = [
     "Candidate",
     "Comparison",
+    "Elapsed",
     "Result",
     "Timing",
     "environment",
+    "floors",
+    "goals",
     "measure",
+    "on_cores",
     "overview",
     "peak_memory",
     "save",
     "table",
 ]
+
+
+class Elapsed(float):
+    """The seconds that a call took, for one that measures itself, as in another process."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +49,7 @@ class Candidate:
 
     Args:
         name: in tables.
-        call: what is timed; it must have finished when it returns.
+        call: what is timed; it must have finished when it returns. What returns an `Elapsed` is taken at its word.
         restore: called before every call and not timed, so that every call finds the same work to do.
     """
 
@@ -58,12 +67,14 @@ class Comparison:
         candidates: all with the same job.
         references: names of candidates; every candidate gets its ratio to each.
         unit: bytes of the array that is worked on, in which peak memory is given.
+        goals: names of candidates, with the multiple of their time that the first candidate should take at most.
     """
 
     title: str
     candidates: Sequence[Candidate]
     references: Sequence[str]
     unit: int
+    goals: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -85,6 +96,7 @@ class Result:
     threads: int
     rounds: int
     timings: tuple[Timing, ...]
+    goals: tuple[tuple[str, float, float], ...] = ()  # against which candidate, the limit, and the ratio
 
 
 def measure(
@@ -111,28 +123,62 @@ def measure(
     """
     candidates = list(comparison.candidates)
     names = [c.name for c in candidates]
-    if rounds < 1 or not candidates or len(set(names)) < len(names) or not set(comparison.references) <= set(names):
-        raise ValueError(f"nothing to measure, or references {comparison.references} that are not among {names}")
+    named = {*comparison.references, *comparison.goals}
+    if rounds < 1 or not candidates or len(set(names)) < len(names) or not named <= set(names):
+        raise ValueError(f"nothing to measure, or references and goals {sorted(named)} that are not among {names}")
     times: dict[str, list[float]] = {name: [] for name in names}
     for n in range(-warmup, rounds):
         turn = n % len(candidates)
         for candidate in candidates[turn:] + candidates[:turn]:
             candidate.restore()
             start = clock()
-            candidate.call()
-            elapsed = clock() - start
+            made = candidate.call()
+            elapsed = made if isinstance(made, Elapsed) else clock() - start
             if n >= 0:
                 times[candidate.name].append(elapsed)
     timings = []
     for candidate in candidates:
         own = times[candidate.name]
-        ratios = {
-            r: statistics.median(a / b for a, b in zip(own, times[r], strict=True)) for r in comparison.references
-        }
+        ratios = {r: _ratio(own, times[r]) for r in comparison.references}
         low, _, high = statistics.quantiles(own, n=4, method="inclusive") if len(own) > 1 else own * 3
         peak = None if memory is None else memory(candidate) / comparison.unit
         timings.append(Timing(candidate.name, statistics.median(own), (low, high), ratios, peak))
-    return Result(comparison.title, threads, rounds, tuple(timings))
+    first = times[names[0]]
+    reached = tuple((name, limit, _ratio(first, times[name])) for name, limit in comparison.goals.items())
+    return Result(comparison.title, threads, rounds, tuple(timings), reached)
+
+
+def _ratio(over: Sequence[float], under: Sequence[float]) -> float:
+    return statistics.median(a / b for a, b in zip(over, under, strict=True))
+
+
+@contextmanager
+def on_cores(count: int) -> Iterator[None]:
+    """Keep this process, with all of its threads and those of its children to come, on so many cores."""
+    import torch
+
+    before = torch.get_num_threads()
+    try:
+        _keep_on(sorted(_CORES)[:count])
+        torch.set_num_threads(count)
+        yield
+    finally:
+        _keep_on(_CORES)
+        torch.set_num_threads(before)
+
+
+def _keep_on(cores: Iterable[int]) -> None:
+    for thread in Path("/proc/self/task").glob("*"):  # none where there is no such folder
+        with suppress(ProcessLookupError):  # it has just ended
+            os.sched_setaffinity(int(thread.name), cores)
+
+
+_CORES = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else {0}
+
+
+def floors(x: Any) -> list[Candidate]:
+    """What no method can beat on a torch tensor: a plain pass that reads it, and one that reads and writes it."""
+    return [Candidate("floor: read (sum)", x.sum), Candidate("floor: read, write (mul_)", lambda: x.mul_(1.0))]
 
 
 def peak_memory(candidate: Candidate) -> int:
@@ -164,19 +210,29 @@ def table(result: Result) -> str:
 
 
 def overview(results: Iterable[Result]) -> str:
-    """Results for the same candidates as one Markdown table: the first reference's ms, and the ratios of all to it."""
-    rows: list[list[str]] = []
-    for result in results:
-        reference = next(iter(result.timings[0].ratios))
-        others = [t for t in result.timings if t.name != reference]
-        header = ["", "threads", f"{reference}, ms", *(t.name for t in others)]
-        if not rows:
-            rows.append(header)
-        if rows[0] != header:
-            raise ValueError(f"{result.title} has other candidates than the results before it")
-        (ms,) = (1e3 * t.median for t in result.timings if t.name == reference)
-        rows.append([result.title, str(result.threads), f"{ms:.3g}", *(f"{t.ratios[reference]:.2f}" for t in others)])
+    """Results as one Markdown table: the time of the first reference in ms, and the ratios of all others to it."""
+    results = list(results)
+    references = [next(iter(result.timings[0].ratios)) for result in results]
+    first = references[0] if len(set(references)) == 1 else "first"
+    others = dict.fromkeys(
+        t.name for r, name in zip(results, references, strict=True) for t in r.timings if t.name != name
+    )
+    rows = [["", "threads", f"{first}, ms", *others]]
+    for result, reference in zip(results, references, strict=True):
+        timings = {t.name: t for t in result.timings}
+        ratios = [f"{timings[n].ratios[reference]:.2f}" if n in timings else "" for n in others]
+        rows.append([result.title, str(result.threads), f"{1e3 * timings[reference].median:.3g}", *ratios])
     return _markdown(rows)
+
+
+def goals(results: Iterable[Result]) -> str:
+    """What should be reached, and what is, as a Markdown table; empty where there are no goals."""
+    rows = [["", "threads", "against", "goal", "reached", ""]]
+    for result in results:
+        for name, limit, ratio in result.goals:
+            verdict = "yes" if ratio <= limit else "no"
+            rows.append([result.title, str(result.threads), name, f"{limit:.3g}", f"{ratio:.3g}", verdict])
+    return _markdown(rows) if len(rows) > 1 else ""
 
 
 def _markdown(rows: list[list[str]]) -> str:

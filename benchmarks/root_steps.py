@@ -7,24 +7,40 @@ the logarithms of norm and multiplier, kept between bounds. A step of either rea
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import cache, partial
 from itertools import islice
+from typing import Any
 
 import array_api_compat.numpy
+import jax
 import numpy as np
 import torch
 
-from benchmarks.harness import Candidate, Comparison
+from benchmarks.harness import Candidate, Comparison, Elapsed
 from projgrad.namespace import HostNamespace
 from projgrad.sets.secular import onto_shell
+from projgrad_backends.jax.namespace import JaxNamespace
 
 RADIUS, RATE = 0.5, 1e-3
 NEAR = 4 * float(np.finfo(np.float32).eps)  # of the norm, relative, where a root counts as found
 MOST = 50  # steps
 
 Array = np.ndarray
+
+
+class Steps(JaxNamespace):
+    """JAX with a given number of rounds in every loop."""
+
+    def __init__(self, steps: int) -> None:
+        super().__init__(jax.numpy)
+        self.steps = steps
+
+    def iterate(self, step: Callable[..., Any], state: tuple[Any, ...], most: int) -> tuple[Any, ...]:
+        # a loop, as in use, since several steps in a row may become one
+        return jax.lax.fori_loop(0, self.steps, lambda i, state: step(*state), state)
 
 
 class Seen(HostNamespace):
@@ -140,6 +156,33 @@ def comparisons(quick: bool = False) -> Iterator[Comparison]:
     rows, columns = problem.v.shape
     title = f"The last roots of a training, NumPy, {rows} x {columns} float32"
     yield Comparison(title, candidates, [candidates[0].name], problem.v.nbytes)
+    yield _one_step(64 if quick else 1000)
+
+
+def _one_step(n: int) -> Comparison:
+    """What one step takes, as a tenth of what eleven take more than one."""
+    v = jax.random.normal(jax.random.key(0), (n, n))
+    h = jax.random.uniform(jax.random.key(1), (n, n), minval=1e-3)
+    few, many = (jax.jit(partial(_rows_after, steps)) for steps in (1, 11))
+    half = jax.jit(lambda v: 0.5 * v)
+
+    def one() -> Elapsed:
+        seconds = []
+        for function in (few, many):
+            start = time.perf_counter()
+            function(v, h).block_until_ready()
+            seconds.append(time.perf_counter() - start)
+        return Elapsed((seconds[1] - seconds[0]) / 10)
+
+    floor = "floor: read and write"
+    candidates = [Candidate("projgrad", one), Candidate(floor, lambda: half(v).block_until_ready())]
+    return Comparison(
+        f"One step of the root, JAX compiled, {n} x {n} float32", candidates, ["projgrad"], v.nbytes, {floor: 4.0}
+    )
+
+
+def _rows_after(steps: int, v: jax.Array, h: jax.Array) -> jax.Array:
+    return onto_shell(v, h, 0.0, RADIUS, Steps(steps))
 
 
 def _nth(roots: Callable[[Problem], Iterator[Array]], problem: Problem, steps: int) -> Array:

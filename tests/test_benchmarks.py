@@ -14,7 +14,7 @@ torch = pytest.importorskip("torch")
 import projgrad as pg
 from benchmarks import convergence, root_steps
 from benchmarks.__main__ import main
-from benchmarks.harness import Candidate, Comparison, measure, overview, peak_memory, table
+from benchmarks.harness import Candidate, Comparison, Elapsed, goals, measure, overview, peak_memory, table
 from projgrad.torch import project_
 
 
@@ -39,6 +39,27 @@ class FakeClock:
             self.now += 1000
 
         return Candidate(name, call, restore)
+
+
+def test_goals_compare_the_first_candidate_with_the_others():
+    clock = FakeClock()
+    first, second = (clock.candidate(name, [seconds] * 3, []) for name, seconds in (("a", 3), ("b", 2)))
+    third = Candidate("c", lambda: Elapsed(30.0))  # measures itself
+    wanted = {"b": 1.5, "c": 0.05}
+    result = measure(
+        Comparison("t", [first, second, third], ["a"], 1, wanted), threads=1, rounds=2, warmup=1, clock=clock
+    )
+    assert result.goals == (("b", 1.5, 1.5), ("c", 0.05, 0.1))
+    lines = [[cell.strip() for cell in line.split("|")[1:-1]] for line in goals([result]).splitlines()[2:]]
+    assert lines == [["t", "1", "b", "1.5", "1.5", "yes"], ["t", "1", "c", "0.05", "0.1", "no"]]
+    other = measure(
+        Comparison("u", [clock.candidate("a", [1, 1], [])], ["a"], 1), threads=1, rounds=1, warmup=1, clock=clock
+    )
+    assert goals([other]) == ""
+    rows = overview([result, other]).splitlines()[2:]
+    assert [row.split("|")[4:-1] for row in rows] == [[" 0.67 ", " 10.00 "], ["      ", "       "]]
+    with pytest.raises(ValueError, match="d"):
+        measure(Comparison("t", [third], ["c"], 1, {"d": 1.0}), threads=1, rounds=1, clock=clock)
 
 
 def test_medians_and_ratios():
@@ -67,14 +88,13 @@ def test_nothing_to_measure(references, rounds):
 
 
 def test_all_benchmarks_run(tmp_path, capsys):
-    threads = torch.get_num_threads()
-    try:
-        main(["--quick", "--threads", "1", "--rounds", "2", "--out", str(tmp_path)])
-    finally:
-        torch.set_num_threads(threads)
+    main(["--quick", "--threads", "1", "--rounds", "2", "--out", str(tmp_path)])
     saved = json.loads((tmp_path / "max_norm.json").read_text())
     assert saved["environment"]["versions"]["torch"]
-    assert capsys.readouterr().out.count("| projgrad ") == len(saved["results"]) >= 4
+    assert len(saved["results"]) >= 4
+    every = [r for path in tmp_path.glob("*.json") for r in json.loads(path.read_text())["results"]]
+    shown = capsys.readouterr().out
+    assert all(f"{r['title']}; threads: 1; median of 2\n" in shown for r in every)
     for result in saved["results"]:
         assert result["threads"] == 1
         assert all(t["median"] > 0 and len(t["ratios"]) == 2 for t in result["timings"])
