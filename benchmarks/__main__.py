@@ -6,7 +6,23 @@ import argparse
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
-from benchmarks import max_norm, metric, record, root_steps
+from benchmarks import (
+    compile_time,
+    in_place,
+    jax_sets,
+    keras_fit,
+    max_norm,
+    metric,
+    parametrizations,
+    record,
+    root_steps,
+    scaling,
+    sequences,
+    sparse,
+    spectral,
+    steps,
+    thresholds,
+)
 from benchmarks.harness import (
     Comparison,
     Result,
@@ -23,10 +39,30 @@ from benchmarks.harness import (
 # every benchmark: its comparisons, given whether to be quick
 BENCHMARKS: dict[str, Callable[[bool], Iterable[Comparison]]] = {
     "max_norm": max_norm.comparisons,
+    "in_place": in_place.comparisons,
     "metric": metric.comparisons,
     "adam_step": metric.steps,
     "record": record.comparisons,
     "root_steps": root_steps.comparisons,
+    "thresholds": thresholds.comparisons,
+    "spectral": spectral.comparisons,
+    "sequences": sequences.comparisons,
+    "sparse": sparse.comparisons,
+    "parametrizations": parametrizations.comparisons,
+    "scaling": scaling.comparisons,
+    "gpt2_step": steps.gpt2_step,
+    "small_tensors": steps.small_tensors,
+    "nothing_to_project": steps.nothing_to_project,
+    "jax_sets": jax_sets.comparisons,
+    "optax_steps": jax_sets.steps,
+    "keras_fit": keras_fit.comparisons,
+    "compile_time": compile_time.comparisons,
+}
+
+
+# what has a table of its own, and another plot
+SHOWN: dict[str, tuple[Callable[[Sequence[Result]], str], Callable[[Sequence[Result], Path], None]]] = {
+    "scaling": (scaling.fits, scaling.draw),
 }
 
 
@@ -117,7 +153,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         if reached := goals(found):
             print(f"{name}, projgrad's time as a multiple of others:\n\n{reached}\n")
         save(found, args.out / f"{name}.json")
-        draw(found, args.out / f"{name}.png")
+        if name in SHOWN:
+            print(f"{SHOWN[name][0](found)}\n")
+        SHOWN.get(name, (None, draw))[1](found, args.out / f"{name}.png")
     print(f"Written to {args.out}")
 
 

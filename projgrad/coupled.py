@@ -77,10 +77,14 @@ class Coupled(Constraint):
         parts, last = self.parts(ndim), tuple(range(-self.dims, 0))
         v = arrange(xp.upcast(x), parts, xp)
         finite = xp.all(xp.isfinite(v), axis=last, keepdims=True)
-        v = xp.where(finite, v, 0.0)
+        clean = xp.can_look(v) and xp.skips(v) and not xp.may_differentiate(v) and bool(xp.all(finite))
+        if not clean:
+            v = xp.where(finite, v, 0.0)
         holds, kept = self._holds(v, x, xp), None
         if metric is None:
             y = self.nearest(v, xp)
+            if clean and y is v and holds is None:
+                kept = self._per_group(finite, x, xp)
         else:
             away = self._per_group(xp.where(finite, self.off(xp.stop_gradient(v), xp), float("nan")), x, xp)
             kept = are_close(x, away, self.group_axes(ndim), xp, self.accuracy, holds)
@@ -89,7 +93,7 @@ class Coupled(Constraint):
                 return self.nearest_in(v, normalised(h, last, xp), xp)
 
             y = xp.unless(kept, nearest, v, arrange(metric, parts, xp))
-        y = restore(xp.where(finite, y, float("nan")), parts, tuple(x.shape), xp)
+        y = restore(y if clean else xp.where(finite, y, float("nan")), parts, tuple(x.shape), xp)
         return Replace(y, self.group_axes(ndim), self.accuracy, holds, kept)
 
     def tangent_at(self, x: Array, d: Array, xp: Namespace) -> Array:

@@ -50,7 +50,7 @@ class FrozenArray:
         return self._values.tolist()
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, FrozenArray) and np.array_equal(self._values, other._values)
+        return self is other or (isinstance(other, FrozenArray) and np.array_equal(self._values, other._values))
 
     def __hash__(self) -> int:
         return self._hash

@@ -45,7 +45,7 @@ class Scale(Move):
     """Every group is scaled to the nearest norm between `low` and `high`.
 
     Args:
-        m, u: the norm of every group as the two factors that `Namespace.norm` gives.
+        m, u: the norm of every group as the two factors that `Namespace.norm` gives; None to take it when needed.
         low, high: bounds of the norm, numbers or one per group; low None for none.
         axes: the axes of a group, with length 1 in all of these.
         size: the number of entries in a group.
@@ -53,8 +53,8 @@ class Scale(Move):
         rate: how far to go.
     """
 
-    m: Array
-    u: Array
+    m: Array | None
+    u: Array | None
     low: Any
     high: Any
     axes: tuple[int, ...]
@@ -63,11 +63,19 @@ class Scale(Move):
     rate: float = 1.0
 
     def apply(self, x: Array, xp: Namespace) -> Array:
-        m, s, fill = self.factors(x, xp, self.keep(x, xp))
-        y = xp.times(xp.divide(xp.upcast(x), m), s)
+        scale = self.measured(x, xp)
+        m, s, fill = scale.factors(x, xp, scale.keep(x, xp))
+        y = xp.times(xp.times(xp.upcast(x), 1.0 / m), s)
         if fill is not None:
             y = y + xp.astype(fill, y.dtype)
         return xp.astype(y, x.dtype)
+
+    def measured(self, x: Array, xp: Namespace) -> Scale:
+        """The move with the norms of the groups of `x`, if it has none yet."""
+        if self.m is not None:
+            return self
+        m, u = xp.norm(x, self.axes)
+        return replace(self, m=m, u=u)
 
     def factors(self, x: Array, xp: Namespace, kept: Array) -> tuple[Array, Array, Array | None]:
         """`m`, `s` and `fill` per group with ``y = x / m * s + fill``, which are 1, 1 and -0 in the groups to keep.
@@ -94,7 +102,7 @@ class Scale(Move):
         return xp.where(kept, 1.0, self.m), xp.where(kept, s_kept, s), fill
 
     def distance(self, x: Array, xp: Namespace) -> Array:
-        return xp.squeeze(self.away(xp), axis=self.axes)
+        return xp.squeeze(self.measured(x, xp).away(xp), axis=self.axes)
 
     def away(self, xp: Namespace) -> Array:
         """The distance of every group from the set, with length 1 in `axes`."""
@@ -105,7 +113,8 @@ class Scale(Move):
         return xp.where(norm > self.high, norm - self.high, away)
 
     def keep(self, x: Array, xp: Namespace, slack: float = 1.0) -> Array:
-        norm = xp.times(self.m, self.u)
+        scale = self.measured(x, xp)
+        norm = xp.times(scale.m, scale.u)
         kept = norm <= self.high + slack * tolerance(x.dtype, self.size, self.high)  # false for NaN
         if self.low is not None:
             kept = kept & (norm >= self.low - slack * tolerance(x.dtype, self.size, self.low))
@@ -168,6 +177,7 @@ class Replace(Move):
         holds: per group, with length 1 in `axes`, whether `x` has what must hold exactly; None for nothing.
         kept: per group, with length 1 in `axes`, whether `x` is in the set, where `y` does not tell: in a metric, that
             may be farther away than the set is.
+        away: the distance of every group, with length 1 in `axes`, where it is known.
     """
 
     y: Array
@@ -175,10 +185,11 @@ class Replace(Move):
     accuracy: float = 1.0
     holds: Array | None = None
     kept: Array | None = None
+    away: Array | None = None
 
     def apply(self, x: Array, xp: Namespace) -> Array:
-        y = xp.astype(self.y, x.dtype)
-        return xp.graft(xp.where(self.keep(x, xp), x, y), y)
+        y, kept = xp.astype(self.y, x.dtype), self.keep(x, xp)
+        return y if _none(kept, xp) else xp.graft(xp.where(kept, x, y), y)
 
     def distance(self, x: Array, xp: Namespace) -> Array:
         return xp.squeeze(self._away(x, xp), axis=self.axes)
@@ -186,10 +197,19 @@ class Replace(Move):
     def keep(self, x: Array, xp: Namespace, slack: float = 1.0) -> Array:
         if self.kept is not None:
             return self.kept
+        if self.holds is not None and _none(self.holds, xp):
+            return self.holds
         return are_close(x, self._away(x, xp), self.axes, xp, slack * self.accuracy, self.holds)
 
     def _away(self, x: Array, xp: Namespace) -> Array:
+        if self.away is not None:
+            return self.away
         return xp.times(*xp.norm(xp.upcast(x) - xp.upcast(self.y), self.axes))
+
+
+def _none(flags: Array, xp: Namespace) -> bool:
+    """Whether all of these are known to be False."""
+    return xp.can_look(flags) and xp.skips(flags) and not bool(xp.any(flags))
 
 
 def are_close(

@@ -23,10 +23,15 @@ Array = Any  # an array of any framework; the standard has no common type to nam
 
 _PIECE = 2**17  # entries, for which new arrays come from memory that was just given back
 _BLOCK = 32  # terms that are added one after the other; a longer sum goes block by block
+# sums of squares between which no square that matters is lost, and what takes the groups of all others there
+_ORDINARY = {"float32": (2.0**-60, 2.0**100, 2.0**84), "float64": (2.0**-500, 2.0**900, 2.0**600)}
 
 
 class Namespace:
     """The Array API functions of one framework, with the extensions that projgrad needs."""
+
+    #: a move is carried out in the memory of the array, part by part, and what it needs to know is then better found so
+    in_place = False
 
     def __init__(self, module: Any) -> None:
         self.module = module
@@ -67,6 +72,13 @@ class Namespace:
         """`x` as an array of NumPy."""
         return np.asarray(x)
 
+    def on_host(self, function: Callable[..., np.ndarray | None], *arrays: Array) -> Array | None:
+        """``function(*arrays)`` on arrays of NumPy in the same memory; None where there are none, or it returns None.
+
+        There are some where the arrays are in the memory of the host, and nothing traces what becomes of them.
+        """
+        return None
+
     def stop_gradient(self, x: Array) -> Array:
         """`x`, held constant in differentiation."""
         return x
@@ -103,13 +115,17 @@ class Namespace:
             step: one iteration.
             state: where to start; the first is an array of bools.
             most: the largest number of iterations. Where PyTorch would have to wait for a device to know, it only does
-                so every 64 of them, from 128 on.
+                so every 64 of them, from 128 on, with those of loops within this one.
         """
         for _ in range(most):
             if not bool(self.any(state[0])):
                 break
             state = step(*state)
         return state
+
+    def skips(self, x: Array) -> bool:
+        """Whether `unless`, asked about `x` held constant, leaves out what is not needed."""
+        return self.can_look(x)
 
     def unless(self, done: Array, function: Callable[..., Array], x: Array, *others: Array) -> Array:
         """``function(x, *others)``, which is `x` if all of `done` is True: then it is left out, where that is quicker.
@@ -120,6 +136,13 @@ class Namespace:
             return x
         return function(x, *others)
 
+    def either(self, ok: Array, quick: Callable[[], Any], slow: Callable[[], Any]) -> Any:
+        """``slow()``, or, where all of `ok` is True and that can be told without waiting for a device, ``quick()``.
+
+        They return alike arrays, in the same order, and the same numbers where all of `ok` is True.
+        """
+        return quick() if self.can_look(ok) and bool(self.all(ok)) else slow()
+
     def pieces(self, x: Array, axes: tuple[int, ...]) -> tuple[int, int] | None:
         """An axis other than `axes`, and the length that `x` is best cut to along it for groups one after the other.
 
@@ -127,9 +150,25 @@ class Namespace:
         """
         return None
 
+    def order_statistic(self, x: Array, index: int) -> Array:
+        """What stands at `index` along the last axis of `x` when that is sorted, with length 1; it is a constant."""
+        return self.sort(x, axis=-1)[..., index : index + 1]
+
     def solve(self, matrix: Array, right: Array) -> Array:
         """``matrix^-1 right`` of a batch, right with a last axis of its own; also inside `iterate`."""
         return self.linalg.solve(matrix, right)
+
+    def is_below(self, x: Array, bound: Array) -> Array:
+        """Whether no eigenvalue of symmetric matrices reaches a bound, which has length 1 in the last axes.
+
+        It is so where a Cholesky factor exists, up to rounding. With one matrix that is not, a whole batch may count as
+        such. Only the lower half of `x` is read. For an `x` that `skips`.
+        """
+        try:
+            factor = self.linalg.cholesky(bound * self.eye(x.shape[-1], dtype=x.dtype) - x)
+        except np.linalg.LinAlgError:
+            factor = float("nan") * x
+        return self.all(self.isfinite(factor), axis=(-2, -1), keepdims=True)
 
     def require(self, ok: Array, message: str) -> None:
         """Raise RuntimeError where an array of bools has a False; not in compiled code, nor to wait for a device."""
@@ -168,22 +207,35 @@ class Namespace:
     def norm(self, x: Array, axes: tuple[int, ...]) -> tuple[Array, Array]:
         """The l2 norm of every group of `x` along `axes` as two factors, `m` and `u`, with ``norm = m * u``.
 
-        Neither factor overflows or underflows, although their product and the squares of the entries may. A group with
-        an infinity or NaN has the norm NaN. A group of subnormal numbers counts as zeros, which it is on devices that
-        flush these, and since a direction as short has no finite derivative. Both factors keep `axes` with length 1;
-        the derivative is that of ``m * u``, and 0 for a group of zeros.
+        Neither factor overflows or underflows, although their product and the squares of the entries may; nor does
+        ``1 / m``. A group with an infinity or NaN has the norm NaN. A group of subnormal numbers counts as zeros, which
+        it is on devices that flush these, and since a direction as short has no finite derivative. Both factors keep
+        `axes` with length 1; the derivative is that of ``m * u``, and 0 for a group of zeros.
         """
         x = self.upcast(x)
-        m = self.maximum(self.abs(self.real(x)), self.abs(self.imag(x))) if self.is_complex(x) else self.abs(x)
-        if axes:
-            m = self.max(m, axis=axes, keepdims=True)
-        m = self.where(self.isfinite(m), m, float("nan"))
-        zero = m < precision(x.dtype).tiny
-        m = self.stop_gradient(self.where(zero, 1.0, m))
-        z = self.divide(x, m)
-        squares = self.real(z) ** 2 + self.imag(z) ** 2 if self.is_complex(z) else z * z
-        total = self.accurate_sum(squares, axes)
-        return m, self.where(zero, 0.0, self.sqrt(self.where(zero, 1.0, total)))
+        p = precision(x.dtype)
+        low, high, power = _ORDINARY[p.compute]
+        plain = self.accurate_sum(self._squares(x), axes)
+        fixed = self.stop_gradient(plain)
+        ordinary, one = (fixed > low) & (fixed < high), self.ones_like(fixed)
+
+        def again() -> tuple[Array, Array]:
+            scale = self.where(ordinary, one, self.where(fixed < 1, power * one, one / power))
+            squares = self._squares(self.times(x, scale))
+            held = self.stop_gradient(squares)
+            largest = self.max(held, axis=axes, keepdims=True) if axes else held
+            return scale, self.where(largest < (p.tiny * scale) ** 2, 0.0, self.accurate_sum(squares, axes))
+
+        scale, total = self.either(ordinary, lambda: (one, plain), again)
+        zero = total == 0
+        n = self.where(self.isfinite(total), self.sqrt(self.where(zero, 1.0, total)), float("nan"))
+        m = self.stop_gradient(n) / scale  # the norm itself, where that is no extreme number
+        m = self.where(m < 1 / p.tiny, self.where(m > p.tiny, m, p.tiny), 1 / p.tiny)
+        m = self.where(zero, 1.0, m)
+        return m, self.where(zero, 0.0, n / (m * scale))
+
+    def _squares(self, x: Array) -> Array:
+        return self.real(x) ** 2 + self.imag(x) ** 2 if self.is_complex(x) else x * x
 
 
 class EagerNamespace(Namespace):
@@ -200,6 +252,17 @@ class EagerNamespace(Namespace):
 
 class HostNamespace(EagerNamespace):
     """NumPy and what follows it, which would warn where a norm overflows to infinity as it should."""
+
+    def on_host(self, function: Callable[..., np.ndarray | None], *arrays: Array) -> Array | None:
+        return function(*arrays) if all(isinstance(x, np.ndarray) for x in arrays) else None
+
+    def norm(self, x: Array, axes: tuple[int, ...]) -> tuple[Array, Array]:
+        with np.errstate(over="ignore"):
+            return super().norm(x, axes)
+
+    def accurate_sum(self, x: Array, axes: tuple[int, ...]) -> Array:
+        with np.errstate(over="ignore", invalid="ignore"):
+            return super().accurate_sum(x, axes)
 
     def times(self, x: Array, by: Array) -> Array:
         with np.errstate(over="ignore"):

@@ -139,6 +139,47 @@ def test_large_matrices(framework: Framework, shape: tuple[int, int]) -> None:
         assert math.fsum(np.linalg.norm(y, axis=1)) <= radius * (1 + tol)
 
 
+@pytest.mark.parametrize("shape", [(3, 90_000), (2, 400, 400)], ids=str)
+@pytest.mark.parametrize("module", ["numpy", "torch"])
+def test_matrices_beyond_the_cache(module: str, shape: tuple[int, ...]) -> None:
+    """What is done row by row is what is done at once."""
+    library = pytest.importorskip(module)
+    x = np.random.default_rng(9).standard_normal(shape).astype(np.float32)
+    y = np.asarray(pg.L1InfBall(50.0).project(library.asarray(x)))
+    norms = np.asarray(pg.GroupL1Ball(50.0).project(library.asarray(x)))
+    for of_y, of_norms, v in zip(*(a.reshape(-1, *shape[-2:]) for a in (y, norms, x)), strict=True):
+        tol = 4 * pg.tolerance("float32", v.size, np.linalg.norm(v))
+        assert np.linalg.norm(of_y - l1_inf(v.astype(np.float64), 50.0)) <= tol
+        rows = np.linalg.norm(v.astype(np.float64), axis=1)
+        kept = pg.L1Ball(50.0).project(rows)
+        assert np.linalg.norm(of_norms - v * (kept / rows)[:, None]) <= tol
+
+
+def test_rows_by_a_factor_are_what_they_are_where_one_may_differentiate() -> None:
+    torch = pytest.importorskip("torch")
+    from projgrad.torch import project_
+
+    rng = np.random.default_rng(11)
+    values = np.stack(matrices(rng, 6, 9))
+    values[1] *= 1e-3
+    values[2] *= 1e37 / np.abs(values[2]).max()
+    values[3] *= 1e-30
+    values[4, 2, 3] = np.nan
+    for rate in (1.0, 0.3):
+        constraint = pg.GroupL1Ball(1.5, rate=rate)
+        x = torch.tensor(values, dtype=torch.float32)
+        expected = constraint.project(x.clone().requires_grad_()).detach()
+        y = constraint.project(x)
+        torch.testing.assert_close(y, expected, rtol=1e-6, atol=1e-7, equal_nan=True)
+        in_place = project_(x.clone(), constraint)
+        torch.testing.assert_close(in_place, expected, rtol=1e-6, atol=1e-7, equal_nan=True)
+        kept = [bool((y[i] == x[i]).all()) for i in range(5)]
+        assert kept == [False, True, False, True, False]
+        grown = x.clone().requires_grad_()
+        np.testing.assert_allclose(constraint.violation(x), constraint.violation(grown).detach(), rtol=1e-6)
+        assert constraint.contains(constraint.project(x[0])) == (rate == 1)
+
+
 @pytest.mark.parametrize("kind", [pg.GroupL1Ball, pg.L1InfBall])
 def test_a_small_ball_is_met_from_far_away(framework: Framework, kind: Any) -> None:
     values = np.random.default_rng(3).uniform(0.5, 1, (2, 6, 30)) * [[[1e8]], [[3e38]]]

@@ -147,6 +147,29 @@ def test_one_definition_is_right_in_extremes_of_single_precision(framework: Fram
         np.testing.assert_allclose(framework.read(to_small(x)), min(size, 5e-5), rtol=1e-6)
 
 
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_groups_of_all_sizes_beside_each_other(framework: Framework, dtype: str) -> None:
+    # ordinary groups by themselves take another way than those beside extreme ones, and must not depend on these
+    sizes = {
+        "float32": [3e-38, 1e-22, 1e-9, 1e3, 1e15, 1e19, 3e37],
+        "float64": [1e-300, 1e-161, 1e-9, 1e3, 1e140, 1e300],
+    }
+    values = np.random.default_rng(0).uniform(0.5, 1, (300, 1)) * np.asarray(sizes[dtype])
+    if dtype not in framework.dtypes:
+        pytest.skip(f"{framework} has no {dtype}")
+    runs: list[Any] = [framework.project]
+    if framework.compile is not None:
+        compiled = framework.compile(lambda x: pg.UnitNorm(axis=0).project(x))
+        runs.append(lambda c, x: compiled(x))
+    for project in runs:
+        with framework.scope():
+            for columns in (values, values[:, 2:4], values[:, :1], values[:, -1:]):
+                y = framework.read(project(pg.UnitNorm(axis=0), framework.make(columns, dtype)))
+                stored = framework.read(framework.make(columns, dtype))
+                expected = [group / oracles.norm(group) for group in (stored / stored.max(0)).T]
+                np.testing.assert_allclose(y.T, expected, rtol=pg.tolerance(dtype, 300, 1.0))
+
+
 def test_wide_reads_what_was_made(framework: Framework) -> None:
     values = np.asarray([[1.5, -2.0]])
     np.testing.assert_array_equal(framework.read(framework.make(values, "float32")), wide(values))

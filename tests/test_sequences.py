@@ -12,6 +12,7 @@ import pytest
 from sklearn.isotonic import isotonic_regression
 
 import projgrad as pg
+from projgrad.sets import monotone
 from tests.cases.sequences import CASES, convex, in_parts, in_variation, pooled, turning_once, with_peak
 
 
@@ -74,6 +75,72 @@ def test_long_monotone_sequences(name: str, dtype: str) -> None:
     assert off(pg.Monotone().project(x), best, dtype, x) <= 1.1
     assert off(pg.Monotone(False).project(-x), -best, dtype, x) <= 1.1
     assert np.all(np.diff(pg.Monotone().project(x)) >= 0)
+
+
+@pytest.fixture
+def without_scipy(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(monotone, "_pooling_loop", lambda: None)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("name", sequences(2))
+def test_long_monotone_sequences_by_halves(name: str, dtype: str, without_scipy: None) -> None:
+    x = sequences(3000)[name].astype(dtype)
+    best = isotonic_regression(x.astype(np.float64))
+    y = pg.Monotone().project(x)
+    assert off(y, best, dtype, x) <= 1.1
+    assert np.all(np.diff(y) >= 0)
+    best = isotonic_regression(-x.astype(np.float64), increasing=False)
+    assert off(pg.Monotone(False).project(-x), best, dtype, x) <= 1.1
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("span", [6.0, 24.0])
+def test_weights_of_all_sizes_by_halves(span: float, dtype: str, without_scipy: None) -> None:
+    for n in (9, 40, 300):
+        rng = np.random.default_rng(n)
+        for v in (rng.standard_normal(n), -np.sort(rng.standard_normal(n)), np.exp(3 * rng.standard_normal(n))):
+            x = v.astype(dtype)
+            h = np.where(rng.random(n) < 0.3, 1.0, 10.0 ** (-span * rng.random(n))).astype(dtype)
+            best = pooled_exactly(x.astype(np.float64), h.astype(np.float64))
+            assert off(pg.Monotone().project(x, metric=h), best, dtype, x) <= 1.1
+
+
+def test_monotone_sequences_compiled() -> None:
+    jax = pytest.importorskip("jax")
+    every = np.stack(list(sequences(40).values())).astype(np.float32)
+    found = np.asarray(jax.jit(pg.Monotone().project)(every))
+    for x, y in zip(every, found, strict=True):
+        assert off(y, isotonic_regression(x.astype(np.float64)), "float32", x) <= 1.1
+
+
+@pytest.mark.parametrize("start", [2.0**-1060, 2.0**-500, 2.0**1021])
+def test_the_loop_neither_overflows_nor_underflows(start: float) -> None:
+    x = np.random.default_rng(5).standard_normal(100)
+    best = isotonic_regression(x)
+    least = 2.0**-1074 / start
+    np.testing.assert_allclose(pg.Monotone().project(x * start) / start, best, rtol=1e-14, atol=least)
+    np.testing.assert_allclose(
+        pg.Monotone().project(x * start, metric=np.full(100, 0.5)) / start, best, rtol=1e-14, atol=2 * least
+    )
+
+
+def test_a_long_level_stretch_has_its_mean_to_the_last_digits() -> None:
+    x = -np.sort(np.random.default_rng(7).standard_normal(1_000_000))
+    assert off(pg.Monotone().project(x), np.full(x.size, math.fsum(x) / x.size), "float64", x) <= 0.5
+
+
+def test_many_rows_and_one_that_holds_already() -> None:
+    """Where one of many rows is in the set, it stays bit for bit, and the others are projected."""
+    x = np.random.default_rng(6).standard_normal((500, 700)).astype(np.float32)
+    x[137] = np.sort(x[137])
+    x[138, 3] = np.nan
+    y = pg.Monotone().project(x)
+    np.testing.assert_array_equal(y[137], x[137])
+    assert np.isnan(y[138]).all()
+    rest = [i for i in range(500) if i not in (137, 138)]
+    best = np.stack([isotonic_regression(row) for row in x[rest].astype(np.float64)])
+    np.testing.assert_allclose(y[rest], best, atol=3e-7)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])

@@ -42,6 +42,18 @@ def test_the_first_of_equal_ones_are_kept(framework: Framework, dtype: str) -> N
     assert y.tolist() == [[3, 4], [-5, 0], [0, 0], [0, 0], [6, 0]]
 
 
+def test_any_number_of_them_with_ties_and_without(framework: Framework) -> None:
+    normal = np.random.default_rng(8).standard_normal((6, 41))
+    for k in (1, 20, 21, 40):
+        for values in (normal, np.round(2 * normal), np.where(np.arange(41) < 20, normal, 0.0)):
+            x = framework.make(values, "float32")
+            expected = framework.read(x).copy()
+            y = framework.read(framework.project(pg.Cardinality(k), x))
+            last = np.argsort(-np.abs(expected), axis=1, kind="stable")[:, k:]
+            np.put_along_axis(expected, last, 0.0, axis=1)
+            np.testing.assert_array_equal(y, expected)
+
+
 def test_what_is_kept_is_kept_bit_for_bit(framework: Framework, dtype: str) -> None:
     values = np.random.default_rng(1).standard_normal((5, 70))
     values[0, :60] = -0.0

@@ -154,6 +154,67 @@ def test_signs_hold_exactly(framework: Framework) -> None:
     assert (framework.read(y) <= 0).all()
 
 
+# -- every way to a threshold -------------------------------------------------------------------------------------
+
+
+def assert_nearest(
+    v: np.ndarray,
+    y: np.ndarray,
+    total: float,
+    lower: np.ndarray | float,
+    upper: np.ndarray | float,
+    h: np.ndarray | float = 1.0,
+) -> None:
+    """`y` has the sum, is within the bounds, and is where ``h (v - y)`` is one number for all that is at no bound."""
+    eps = float(np.finfo(v.dtype).eps)
+    v, y = v.astype(float), y.astype(float)
+    slack = 32 * eps * (np.abs(y).sum(-1) + abs(total))
+    np.testing.assert_array_less(np.abs(y.sum(-1) - total), slack)
+    assert (y >= lower).all()
+    assert (y <= upper).all()
+    t, close = h * (v - y), (slack * 2)[:, None]
+    # what is at its lower bound would fall further, and what is at its upper one would rise
+    highest = np.where(y < upper - close, t, -math.inf).max(-1)
+    lowest = np.where(y > lower + close, t, math.inf).min(-1)
+    assert (highest <= lowest + 32 * eps * (1 + np.abs(v).max(-1)) * np.max(h)).all()
+
+
+@pytest.mark.parametrize(("rows", "size"), [(300, 1), (300, 7), (3, 16), (300, 16), (3, 17), (300, 64), (3, 129)])
+def test_short_and_long_groups(framework: Framework, rows: int, size: int) -> None:
+    rng = np.random.default_rng(size)
+    x = rng.standard_normal((rows, size)) * 10.0 ** rng.integers(-3, 4, (rows, 1))
+    x = np.where(rng.random((rows, 1)) < 0.3, np.round(x), x).astype(np.float32)  # with ties
+    for constraint, total, lower, upper in (
+        (pg.Simplex(2.0), 2.0, 0.0, math.inf),
+        (pg.Simplex(0.3 * size), 0.3 * size, 0.0, math.inf),
+        (pg.CappedSimplex(0.1 * size, 0.0, 0.3), 0.1 * size, np.float32(0.0), np.float32(0.3)),
+        (pg.CappedSimplex(-0.25 * size, -1.0, 4.0), -0.25 * size, -1.0, 4.0),
+        (pg.CappedSimplex(1.0, -math.inf, 1.5), 1.0, -math.inf, 1.5),
+    ):
+        y = framework.read(framework.project(constraint, framework.make(x, "float32")))
+        assert_nearest(x, y, total, lower, upper)
+    y = framework.read(framework.project(pg.L1Ball(2.0), framework.make(x, "float32")))
+    outside = np.abs(x).sum(-1, dtype=float) > 2
+    np.testing.assert_array_equal(y[~outside], x[~outside])
+    assert_nearest(np.abs(x[outside]), np.abs(y[outside]), 2.0, 0.0, math.inf)
+    assert (y * x >= 0).all()
+
+
+@given(seed=SEEDS)
+def test_capped_simplices_where_newton_alone_would_cycle(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    size = int(rng.integers(17, 200))
+    x = rng.standard_normal((20, size)) * 10.0 ** rng.integers(-2, 4)
+    lower = -rng.exponential(size=size)
+    upper = lower + 10.0 ** rng.uniform(-3, 1, size)  # steps of f, with flat pieces between them
+    share = rng.choice([1e-3, 0.5, rng.random(), 1 - 1e-3])
+    total = float(((1 - share) * lower + share * upper).sum())
+    h = 10.0 ** rng.uniform(-3, 0, size)
+    assert_nearest(x, pg.CappedSimplex(total, lower, upper).project(x), total, lower, upper)
+    y = pg.CappedSimplex(total, lower, upper).project(x, metric=h)
+    assert_nearest(x, y, total, lower, upper, h)
+
+
 # -- what others get wrong ----------------------------------------------------------------------------------------
 
 

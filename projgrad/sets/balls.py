@@ -59,8 +59,11 @@ class L2Ball(VectorSet):
     def check_sizes(self, *sizes: int) -> None:
         check_broadcast(self, "center", sizes)
 
+    def pieces(self, x: Array, xp: Namespace, metric: Array | None) -> tuple[int, int] | None:
+        return None if self.solid and metric is None else super().pieces(x, xp, metric)
+
     def solve(self, x: Array, xp: Namespace, metric: Array | None = None) -> Move:
-        if isinstance(self.center, float) and self.center == 0:
+        if self.solid:
             return to_shell(x, xp, metric, self.axis, 0.0, self.radius)  # needs no copy
         return super().solve(x, xp, metric)
 

@@ -80,7 +80,7 @@ def nearest_correlation(v: Array, xp: Namespace) -> Array:
         pairs = vectors[..., :, None, :] * vectors[..., None, :, :]
         hessian = xp.sum(xp.matmul(pairs, slopes[..., None, :, :]) * pairs, axis=-1)
         hessian = hessian + xp.where(on, unit * size, xp.zeros_like(hessian))
-        back = xp.linalg.solve(hessian, diagonal(moved, xp)[..., None])[..., 0]
+        back = xp.solve(hessian, diagonal(moved, xp)[..., None])[..., 0]
         return moved - _psd_derivative(_on_diagonal(back, on, xp), vectors, slopes, xp)
 
     return xp.with_derivative(found, v, derivative)

@@ -15,6 +15,7 @@ from projgrad.precision import precision
 
 __all__ = [
     "ACCURACY",
+    "Shortcut",
     "Values",
     "by_eigenvalues",
     "by_singular_values",
@@ -30,12 +31,22 @@ __all__ = [
 #: for those that share what is taken off
 Values = tuple[Array, Array, Array | None]
 
+#: from matrices, what gives the result of a decomposition of them, and the functions to call, to the same result
+Shortcut = Callable[[Array, Callable[[Array], Array], Namespace], Array]
+
 #: how many times `projgrad.tolerance` a decomposition may be off; 5 were the most seen
 ACCURACY = 8.0
+_LARGE = 256  # the smaller side from which on there are quicker ways
 _TIED = 64  # values that differ by fewer units in the last place of the largest count as equal
 
 
-def by_singular_values(v: Array, curve: Callable[[Array, Array], Values], xp: Namespace, least: float = 0.0) -> Array:
+def by_singular_values(
+    v: Array,
+    curve: Callable[[Array, Array], Values],
+    xp: Namespace,
+    least: float = 0.0,
+    shortcut: Shortcut | None = None,
+) -> Array:
     """``U f(s) V'`` for every matrix ``v = U s V'``.
 
     Args:
@@ -43,13 +54,21 @@ def by_singular_values(v: Array, curve: Callable[[Array, Array], Values], xp: Na
         curve: from the singular values, decreasing along the last axis and divided by q, and from q, to f(s) / q.
         xp: the functions to call.
         least: of q, which is otherwise the largest entry of the matrix.
+        shortcut: what gives the same more quickly for large matrices, from `v` and the function that takes long.
     """
-    fixed = xp.stop_gradient(v)
-    z, q = scaled(fixed, xp, least)
-    u, s, vt = xp.linalg.svd(z, full_matrices=False)
-    f, slope, shared = curve(s, q[..., 0])
+    fixed = xp.stop_gradient(v) if xp.may_differentiate(v) else v
+
+    def decomposed() -> tuple[Array, ...]:
+        z, q = scaled(fixed, xp, least)
+        u, s, vt = xp.linalg.svd(z, full_matrices=False)
+        return u, s, vt, q, *curve(s, q[..., 0])
+
+    def value(parts: tuple[Array, ...]) -> Array:
+        u, s, vt, q, f, _, _ = parts
+        return shorter(fixed, u, s, f, vt, q, xp)
 
     def derivative(d: Array) -> Array:
+        u, s, vt, _, f, slope, shared = decomposed() if parts is None else parts
         right = xp.matmul(d, xp.matrix_transpose(vt))
         inner = xp.matmul(xp.matrix_transpose(u), right)
         turned = xp.matrix_transpose(inner)
@@ -69,27 +88,56 @@ def by_singular_values(v: Array, curve: Callable[[Array, Array], Values], xp: Na
             return xp.matmul(u, xp.matmul(middle, vt) + ratio[..., :, None] * outside)
         return xp.matmul(u, xp.matmul(middle, vt))
 
-    return xp.with_derivative(shorter(fixed, u, s, f, vt, q, xp), v, derivative)
+    parts = None
+    if shortcut is not None and _is_large(v, xp):
+        y = shortcut(fixed, lambda _: value(decomposed()), xp)
+    else:
+        parts = decomposed()
+        y = value(parts)
+    return xp.with_derivative(y, v, derivative)
 
 
-def by_eigenvalues(v: Array, curve: Callable[[Array, Array], Values], xp: Namespace, least: float = 0.0) -> Array:
+def by_eigenvalues(
+    v: Array,
+    curve: Callable[[Array, Array], Values],
+    xp: Namespace,
+    least: float = 0.0,
+    shortcut: Shortcut | None = None,
+) -> Array:
     """``Q f(l) Q'`` for the symmetric part ``Q l Q'`` of every matrix of `v`.
 
-    `curve` and `least` are as for singular values, but the eigenvalues increase. The result is symmetric bit for bit.
+    The arguments are as for singular values, but the eigenvalues increase. The result is symmetric bit for bit.
     """
     fixed = symmetric_part(xp.stop_gradient(v), xp)
-    z, q = scaled(fixed, xp, least)
-    values, vectors = xp.linalg.eigh(z)
-    across = xp.matrix_transpose(vectors)
-    f, slope, shared = curve(values, q[..., 0])
+
+    def decomposed() -> tuple[Array, ...]:
+        z, q = scaled(fixed, xp, least)
+        values, vectors = xp.linalg.eigh(z)
+        return values, vectors, q, *curve(values, q[..., 0])
+
+    def value(parts: tuple[Array, ...]) -> Array:
+        values, vectors, q, f, _, _ = parts
+        return shorter(fixed, vectors, values, f, xp.matrix_transpose(vectors), q, xp)
 
     def derivative(d: Array) -> Array:
+        values, vectors, _, f, slope, shared = decomposed() if parts is None else parts
+        across = xp.matrix_transpose(vectors)
         inner = xp.matmul(across, xp.matmul(symmetric_part(d, xp), vectors))
         middle = _less_mean(loewner(f, values, slope, xp) * inner, inner, shared, xp)
         return symmetric_part(xp.matmul(vectors, xp.matmul(middle, across)), xp)
 
-    y = symmetric_part(shorter(fixed, vectors, values, f, across, q, xp), xp)
-    return xp.with_derivative(y, v, derivative)
+    parts = None
+    if shortcut is not None and _is_large(v, xp):
+        y = shortcut(fixed, lambda _: value(decomposed()), xp)
+    else:
+        parts = decomposed()
+        y = value(parts)
+    return xp.with_derivative(symmetric_part(y, xp), v, derivative)
+
+
+def _is_large(v: Array, xp: Namespace) -> bool:
+    """Whether these matrices are worth a look, where looking is possible."""
+    return min(v.shape[-2:]) >= _LARGE and xp.skips(v)
 
 
 def scaled(v: Array, xp: Namespace, least: float = 0.0) -> tuple[Array, Array]:
@@ -129,8 +177,13 @@ def shorter(v: Array, u: Array, s: Array, f: Array, vt: Array, q: Array, xp: Nam
     """
     rest = s - f
     take = xp.sum(xp.abs(rest), axis=-1, keepdims=True) <= xp.sum(xp.abs(f), axis=-1, keepdims=True)
-    weights = xp.where(take, -rest, f)[..., None, :] * q
-    return xp.where(take[..., None], v, 0.0) + xp.matmul(u * weights, vt)
+    weights = xp.where(take, -rest, f)
+    if _is_large(v, xp) and xp.can_look(weights):  # a product with those only that are not 0
+        used = xp.any(xp.reshape(weights != 0, (-1, weights.shape[-1])), axis=0)
+        ends = (int(xp.argmax(xp.astype(x, xp.int64))) for x in (used, xp.flip(used, axis=0)))
+        some = slice(next(ends), weights.shape[-1] - next(ends))
+        u, vt, weights = u[..., some], vt[..., some, :], weights[..., some]
+    return xp.where(take[..., None], v, 0.0) + xp.matmul(u * weights[..., None, :] * q, vt)
 
 
 def _pairs(a: Array, b: Array) -> Array:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
+from projgrad.axes import arrange, group_size, restore
 from projgrad.coupled import PairSet
+from projgrad.moves import Move, Scale, cut
 from projgrad.namespace import Array, Namespace
-from projgrad.precision import precision
+from projgrad.precision import precision, tolerance
 from projgrad.registry import register
 from projgrad.sets.thresholds import above_threshold, moderating
 from projgrad.values import set_choice, set_number
@@ -16,6 +20,33 @@ __all__ = ["GroupL1Ball", "L1InfBall"]
 
 _MOST = 100  # steps to the root; 15 were the most in matrices of up to a million entries
 _MOST_IN = 300  # in a metric; 28 were the most with weights of ratios up to 1e24, and 100 with 1e190
+
+
+@dataclass(frozen=True)
+class _ScaleRows(Scale):
+    """Every row of a matrix is scaled to a norm of its own, and the matrix is what is close to its set, or not.
+
+    Args:
+        rows: the axes that enumerate the rows; those inside a row are `axes`.
+    """
+
+    rows: tuple[int, ...] = ()
+
+    def distance(self, x: Array, xp: Namespace) -> Array:
+        return xp.squeeze(self._far(xp), axis=self._matrix)
+
+    def keep(self, x: Array, xp: Namespace, slack: float = 1.0) -> Array:
+        norm = xp.times(*xp.norm(xp.times(self.m, self.u), self.rows))
+        most = xp.largest(norm.dtype)
+        norm = xp.where(norm <= most, norm, most)  # as in `are_close`, without another look at all entries
+        return self._far(xp) <= slack * tolerance(x.dtype, group_size(x.shape, self._matrix), norm)
+
+    def _far(self, xp: Namespace) -> Array:
+        return xp.times(*xp.norm(self.away(xp), self.rows))
+
+    @property
+    def _matrix(self) -> tuple[int, ...]:
+        return tuple(sorted(self.rows + self.axes))
 
 
 @register()
@@ -48,6 +79,24 @@ class GroupL1Ball(PairSet):
     def __post_init__(self) -> None:
         super().__post_init__()
         set_number(self, "radius", least=0, what="a norm")
+
+    def solve(self, x: Array, xp: Namespace, metric: Array | None = None) -> Move:
+        if metric is not None or xp.may_differentiate(x):
+            return super().solve(x, xp, metric)
+        # every row by a factor, without arrays of the size of x
+        parts = self.parts(len(x.shape))
+        m, u = xp.norm(x, parts[1])
+        m, shape = m * xp.ones_like(u), tuple(u.shape)
+        length, more = arrange(m, parts, xp), arrange(u, parts, xp)
+        finite = xp.all(xp.isfinite(more), axis=-2, keepdims=True)
+        length, more = xp.where(finite, length, 1.0), xp.where(finite, more, 0.0)
+        shrink = moderating(length, xp, (-2, -1))
+        norms, radius = length * shrink * more, self.radius * shrink
+        inside = xp.accurate_sum(norms, (-2,)) <= radius
+        most = xp.where(inside, xp.times(length, more), _rows_above_threshold(norms, radius, xp) / shrink)
+        most = restore(xp.where(finite, most, float("nan")), parts, shape, xp)
+        columns, size = parts[1], group_size(x.shape, parts[1])
+        return _ScaleRows(m, u, None, most, columns, size, rows=parts[0])
 
     def nearest(self, v: Array, xp: Namespace) -> Array:
         shrink = moderating(v, xp, (-2, -1))
@@ -131,8 +180,8 @@ class L1InfBall(PairSet):
             caps = nearest_caps(a, xp.stop_gradient(tops), radius, xp)
         else:
             caps = _rows_above_threshold(tops, radius, xp)
-        y = xp.where(v > caps, caps, xp.where(v < -caps, 0.0 - caps, v))  # inside the ball, the caps are above
-        return y / shrink
+        y = _by_rows(partial(_between, xp=xp), xp, v, caps)
+        return y / shrink  # inside the ball, the caps are above
 
     def nearest_in(self, v: Array, h: Array, xp: Namespace) -> Array:
         scale = comparable(v, self.radius, xp)
@@ -170,16 +219,23 @@ def nearest_caps(a: Array, tops: Array, radius: Array, xp: Namespace, h: Array |
     fixed = xp.stop_gradient(a)
     near = 8 * precision(a.dtype).compute_unit
 
-    def lines(caps: Array, a: Array, on: Array) -> tuple[Array, Array]:
-        above = xp.where(on, a - caps, 0.0)
+    def line(a: Array, fixed: Array, caps: Array) -> Array:
+        on = xp.astype(fixed > caps, a.dtype)
+        count = xp.sum(on, axis=-1, keepdims=True)
+        return xp.concat([count, xp.accurate_sum(on * (a - caps), (-1,))], axis=-1)
+
+    def lines(caps: Array, a: Array, on: Array | None = None) -> tuple[Array, Array]:
         if h is None:
-            count = xp.sum(xp.astype(on, a.dtype), axis=-1, keepdims=True)
-            return xp.where(count > 0, count, 1.0), xp.accurate_sum(above, (-1,))
+            both = _by_rows(line, xp, a, fixed, caps)
+            count, over = both[..., :1], both[..., 1:]
+            return xp.where(count > 0, count, 1.0), over
+        on = fixed > caps if on is None else on
+        above = xp.where(on, a - caps, 0.0)
         weight = xp.sum(xp.where(on, h, 0.0), axis=-1, keepdims=True)
         return xp.where(weight > 0, weight, 1.0), xp.accurate_sum(h * above, (-1,))
 
     def heights(t: Array, caps: Array) -> tuple[Array, Array]:
-        count, over = lines(caps, fixed, fixed > caps)
+        count, over = lines(caps, fixed)
         height = caps + (over - t) / count
         if h is None:
             return count, height
@@ -209,11 +265,28 @@ def nearest_caps(a: Array, tops: Array, radius: Array, xp: Namespace, h: Array |
         caps = _rows_above_threshold(height, radius, xp, 1.0 / count)
         positive = caps > 0
     # and give them the derivative of the lines at the multiplier that keeps their sum
-    count, over = lines(caps, a, fixed > caps)
+    count, over = lines(caps, a)
     weight = xp.where(positive, 1.0 / count, 0.0)
     total = xp.sum(weight, axis=-2, keepdims=True)
     rise = xp.sum(weight * over, axis=-2, keepdims=True) / xp.where(total > 0, total, 1.0)
     return xp.graft(caps, weight * (over - rise))
+
+
+def _between(v: Array, caps: Array, xp: Namespace) -> Array:
+    """`v` within plus and minus `caps`."""
+    if xp.may_differentiate(v) or xp.may_differentiate(caps):  # which the others share among numbers that are equal
+        return xp.where(v > caps, caps, xp.where(v < -caps, 0.0 - caps, v))
+    return xp.minimum(xp.maximum(v, 0.0 - caps), caps)
+
+
+def _by_rows(function: Callable[..., Array], xp: Namespace, x: Array, *others: Array) -> Array:
+    """A function of every row, for some rows after the other where that keeps what it makes in the cache."""
+    cuts = xp.pieces(x, (len(x.shape) - 1,))
+    if cuts is None:
+        return function(x, *others)
+    along, step = cuts
+    starts = range(0, x.shape[along], step)
+    return xp.concat([function(*(y[cut(along, i, i + step)] for y in (x, *others))) for i in starts], axis=along)
 
 
 def norms_of_rows(v: Array, w: Array, radius: Array, more: Array, xp: Namespace) -> tuple[Array, Array, Array]:

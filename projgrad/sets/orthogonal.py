@@ -10,6 +10,7 @@ from projgrad.namespace import Array, Namespace
 from projgrad.registry import register
 from projgrad.sets.decomposition import ACCURACY, Values, by_singular_values
 from projgrad.sets.iterations import polar_factor, prepare
+from projgrad.sets.shortcuts import orthonormal
 from projgrad.tangents import along_stiefel
 from projgrad.values import set_choice, set_count
 
@@ -21,8 +22,8 @@ __all__ = ["Orthogonal"]
 class Orthogonal(PairSet):
     """The Stiefel manifold ``{X : X'X = I}``, or ``{X : XX' = I}`` for wide X, for every matrix along the pair `axis`.
 
-    Not convex. Exact: the polar factor ``U V'`` of ``X = U S V'``, by a singular value decomposition. Cost:
-    O(m n min(m, n)).
+    Not convex. Exact: the polar factor ``U V'`` of ``X = U S V'``, by a singular value decomposition or, for
+    large matrices near the set, on the CPU and in JAX, by a power series. Cost: O(m n min(m, n)).
 
     Accurate to 8 times `projgrad.tolerance`, as decompositions are. The columns of a tall matrix become orthonormal,
     the rows of a wide one, and both of a square one. Several points are nearest to a matrix whose columns (or rows) are
@@ -75,4 +76,4 @@ class Orthogonal(PairSet):
         def ones(s: Array, q: Array) -> Values:
             return xp.ones_like(s) / q, xp.zeros_like(s), None
 
-        return by_singular_values(v, ones, xp)
+        return by_singular_values(v, ones, xp, shortcut=orthonormal)

@@ -13,7 +13,7 @@ from projgrad.coupled import VectorSet
 from projgrad.namespace import Array, Namespace
 from projgrad.registry import register
 from projgrad.sets.thresholds import above_threshold, off_sum, signs, within_bounds
-from projgrad.values import check_bounds, check_broadcast, native_group, set_number
+from projgrad.values import check_bounds, check_broadcast, is_infinite, native_group, set_number
 
 __all__ = ["CappedSimplex", "L1Ball", "L1Sphere", "Simplex"]
 
@@ -110,6 +110,11 @@ class CappedSimplex(VectorSet):
         means = tuple(math.fsum(values) / max(len(values), 1) for values in (*bounds, sizes))
         object.__setattr__(self, "_means", means)
 
+    @property
+    def _finite(self) -> bool:
+        """Whether both bounds are known to be finite numbers."""
+        return all(isinstance(bound, float) and not is_infinite(bound) for bound in (self.lower, self.upper))
+
     def check_sizes(self, *sizes: int) -> None:
         for name in ("lower", "upper"):
             check_broadcast(self, name, sizes)
@@ -128,11 +133,11 @@ class CappedSimplex(VectorSet):
 
     def nearest(self, v: Array, xp: Namespace) -> Array:
         lower, upper = (native_group(bound, v, xp) for bound in (self.lower, self.upper))
-        return within_bounds(v, self.total, lower, upper, xp)
+        return within_bounds(v, self.total, lower, upper, xp, finite=self._finite)
 
     def nearest_in(self, v: Array, h: Array, xp: Namespace) -> Array:
         lower, upper = (native_group(bound, v, xp) for bound in (self.lower, self.upper))
-        return within_bounds(v, self.total, lower, upper, xp, 1.0 / h)
+        return within_bounds(v, self.total, lower, upper, xp, 1.0 / h, finite=self._finite)
 
     has_tangent = True
 
@@ -170,12 +175,12 @@ class L1Ball(VectorSet):
         set_number(self, "radius", least=0, what="a norm")
 
     def nearest(self, v: Array, xp: Namespace) -> Array:
-        sign = signs(v, xp)
+        sign = signs(xp.stop_gradient(v), xp)
         inside = xp.accurate_sum(xp.abs(xp.stop_gradient(v)), (-1,)) <= self.radius
         return xp.where(inside, v, sign * above_threshold(sign * v, self.radius, xp))
 
     def nearest_in(self, v: Array, h: Array, xp: Namespace) -> Array:
-        sign = signs(v, xp)
+        sign = signs(xp.stop_gradient(v), xp)
         inside = xp.accurate_sum(xp.abs(xp.stop_gradient(v)), (-1,)) <= self.radius
         return xp.where(inside, v, sign * above_threshold(sign * v, self.radius, xp, 1.0 / h))
 
@@ -217,11 +222,11 @@ class L1Sphere(VectorSet):
         set_number(self, "radius", least=0, what="a norm")
 
     def nearest(self, v: Array, xp: Namespace) -> Array:
-        sign = signs(v, xp)
+        sign = signs(xp.stop_gradient(v), xp)
         return sign * above_threshold(sign * v, self.radius, xp)
 
     def nearest_in(self, v: Array, h: Array, xp: Namespace) -> Array:
-        sign = signs(v, xp)
+        sign = signs(xp.stop_gradient(v), xp)
         return sign * above_threshold(sign * v, self.radius, xp, 1.0 / h)
 
     def off(self, v: Array, xp: Namespace) -> Array:

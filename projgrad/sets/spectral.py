@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from projgrad.coupled import PairSet
@@ -11,6 +12,7 @@ from projgrad.registry import register
 from projgrad.sets.decomposition import ACCURACY, Values, by_singular_values
 from projgrad.sets.iterations import below_bound, clipped_values, prepare
 from projgrad.sets.sequences import positions
+from projgrad.sets.shortcuts import clipped, shrunk
 from projgrad.sets.thresholds import above_threshold
 from projgrad.values import set_choice, set_count, set_number
 
@@ -22,8 +24,9 @@ __all__ = ["NuclearNorm", "Rank", "SpectralNorm"]
 class SpectralNorm(PairSet):
     """The ball ``{X : largest singular value of X <= max_value}``, for every matrix along the pair `axis`.
 
-    Convex. Exact: singular values above the bound are clipped, by a singular value decomposition. Cost:
-    O(m n min(m, n)).
+    Convex. Exact: singular values above the bound are clipped, by a singular value decomposition or, for large matrices
+    on the CPU and in JAX, by quicker ways: a Cholesky factorisation shows that none is above, and the few that are
+    above are taken off, or else those of the Gram matrix. Cost: O(m n min(m, n)).
 
     Accurate to 8 times `projgrad.tolerance`, as decompositions are.
 
@@ -80,7 +83,7 @@ class SpectralNorm(PairSet):
             below = s <= self.max_value / q
             return xp.where(below, s, self.max_value / q), xp.astype(below, s.dtype), None
 
-        return by_singular_values(v, clip, xp, self.max_value)
+        return by_singular_values(v, clip, xp, self.max_value, partial(clipped, most=self.max_value))
 
 
 @register()
@@ -89,7 +92,7 @@ class NuclearNorm(PairSet):
     """The ball ``{X : sum of the singular values of X <= radius}``, for every matrix along the pair `axis`.
 
     Convex. Exact: ``max(s - t, 0)`` for the singular values s of a matrix outside, with the t that makes the sum right,
-    by a singular value decomposition. Cost: O(m n min(m, n)).
+    by a singular value decomposition, or quicker where t is large. Cost: O(m n min(m, n)).
 
     Accurate to 8 times `projgrad.tolerance`, as decompositions are.
 
@@ -123,7 +126,8 @@ class NuclearNorm(PairSet):
             above = xp.astype(inside | (f > 0), s.dtype)
             return xp.where(inside, s, f), above, xp.where(inside, 0.0, above)
 
-        return by_singular_values(v, shrink, xp, self.radius)
+        shortcut = partial(shrunk, total=self.radius, curve=lambda s, q: shrink(s, q)[0])
+        return by_singular_values(v, shrink, xp, self.radius, shortcut)
 
 
 @register()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from projgrad.coupled import PairSet
@@ -10,6 +11,7 @@ from projgrad.namespace import Array, Namespace
 from projgrad.registry import register
 from projgrad.sets.correlation import nearest_correlation
 from projgrad.sets.decomposition import ACCURACY, Values, by_eigenvalues, diagonal, symmetric_part
+from projgrad.sets.shortcuts import raised
 from projgrad.sets.thresholds import above_threshold
 from projgrad.values import set_number
 
@@ -90,8 +92,8 @@ class SkewSymmetric(SquareSet):
 class PositiveSemidefinite(SquareSet):
     """The cone ``{X : X = X', eigenvalues of X >= min_eigenvalue}``, for every matrix along the pair `axis`.
 
-    Convex. Exact: eigenvalues of the symmetric part below the bound are raised to it, by an eigendecomposition. Cost:
-    O(n^3).
+    Convex. Exact: eigenvalues of the symmetric part below the bound are raised to it, by an eigendecomposition or,
+    where no eigenvalue or few of a large matrix are, quicker (on the CPU and in JAX). Cost: O(n^3).
 
     Accurate to 8 times `projgrad.tolerance`, as decompositions are. With a bound other than 0 it is the cone shifted by
     so many times the identity.
@@ -118,12 +120,13 @@ class PositiveSemidefinite(SquareSet):
         set_number(self, "min_eigenvalue", what="an eigenvalue")
 
     def nearest(self, v: Array, xp: Namespace) -> Array:
-        def raised(values: Array, q: Array) -> Values:
+        def lifted(values: Array, q: Array) -> Values:
             least = self.min_eigenvalue / q
             above = values >= least
             return xp.where(above, values, least), xp.astype(above, values.dtype), None
 
-        return by_eigenvalues(v, raised, xp, abs(self.min_eigenvalue))
+        shortcut = partial(raised, least=self.min_eigenvalue)
+        return by_eigenvalues(v, lifted, xp, abs(self.min_eigenvalue), shortcut)
 
     @property
     def cone(self) -> bool:  # type: ignore[override]

@@ -9,16 +9,22 @@ import math
 from typing import Any
 
 from projgrad.namespace import Array, Namespace
+from projgrad.precision import precision
 
 __all__ = ["above_threshold", "moderating", "off_sum", "signs", "within_bounds"]
 
 _MOST = 75  # Newton steps; 11 were the most in groups of up to a million entries
+_MOST_SEARCHED = 300  # steps between two bounds
 _SHORT = 128  # entries, of which the tolerance allows for the rounding of the sum
+_FEW = 16  # entries, which are quicker compared each with each
+_GROUPS = 256  # so many are worth a longer program without a loop
+_BLOCK = 32  # entries, of whose largest ones a first threshold is found
+_COUNTED = 2**24  # entries, which single precision can count
 
 
 def signs(v: Array, xp: Namespace) -> Array:
     """-1 where `v` is negative, and 1 elsewhere."""
-    return xp.where(v < 0, -xp.ones_like(v), xp.ones_like(v))
+    return 1.0 - 2.0 * xp.astype(v < 0, v.dtype)
 
 
 def moderating(v: Array, xp: Namespace, last: tuple[int, ...] = (-1,)) -> Array:
@@ -29,44 +35,91 @@ def moderating(v: Array, xp: Namespace, last: tuple[int, ...] = (-1,)) -> Array:
 
 def above_threshold(v: Array, total: Any, xp: Namespace, w: Array | None = None) -> Array:
     """``max(v - t w, 0)`` along the last axis with the t for which it sums to `total`; w is 1 where it is None."""
-
-    def rest(y: Array) -> tuple[Array, Array]:
-        above = xp.stop_gradient(y) > 0
-        return above, share(xp.accurate_sum(xp.where(above, y, 0.0), (-1,)) - total, above, xp, w)
-
-    def step(moving: Array, t: Array) -> tuple[Array, Array]:
-        further = t + rest(fixed - scaled(t, w, xp))[1]
-        return further > t, xp.maximum(further, t)
-
     total = xp.zeros_like(v[..., :1]) + total  # an array, as compiled loops take no numbers that may change
     fixed = xp.stop_gradient(v)
     if w is None:
         v = v - xp.max(fixed, axis=-1, keepdims=True)  # t is now between -total and 0
-        t = -total
+        t = _first_threshold(xp.stop_gradient(v), total, xp)
     else:  # no entry is above the total, whatever its digits say
         start = (fixed - total) / w
         most = xp.max(start, axis=-1, keepdims=True)
         low = fixed - xp.times(most, w)
         v = xp.graft(xp.where((start >= most) | (low > total), total, low), v)
-        t = 0.0 * total
-    fixed = xp.stop_gradient(v)
-    _, t = xp.iterate(step, (xp.isfinite(t), t), _MOST)
+        t = _newton(xp.stop_gradient(v), total, 0.0 * total, 0.0 * total, xp, w)[0]
     # once more from v - t w, where the digits that v has beyond it are not lost, and with the derivative
     v = v - scaled(t, w, xp)
-    above, more = rest(v)
-    y = v - scaled(more, w, xp)
-    return xp.where(above & (y > 0), y, 0.0)
+    y = _positive(xp.stop_gradient(v), xp)
+    above, differentiable = xp.astype(y > 0, y.dtype), xp.may_differentiate(v)
+    if differentiable:
+        y = xp.where(above > 0, v, 0.0)
+    more = share(xp.accurate_sum(y, (-1,)) - total, above, xp, w)
+    y = y - xp.times(more, above if w is None else xp.times(above, w))
+    return xp.where(y > 0, y, 0.0) if differentiable else _positive(y, xp)
 
 
-def within_bounds(v: Array, total: Any, lower: Array, upper: Array, xp: Namespace, w: Array | None = None) -> Array:
-    """``clip(v - t w, lower, upper)`` along the last axis with the t for which it sums to `total`."""
+def _first_threshold(v: Array, total: Array, xp: Namespace) -> Array:
+    """The t of `above_threshold`, where 0 is the largest entry of every group, as far as the digits of `v` tell it."""
+    size, t = v.shape[-1], -total
+    groups = tuple(v.shape[:-1])
+    if size <= _FEW and (None in groups or math.prod(groups) >= _GROUPS):
+        # an entry is above t if all that exceed it do so by less than the total
+        zero = xp.zeros_like(v)
+        over = zero
+        low = xp.maximum(v, -total)  # no infinities
+        for i in range(size):
+            over = over + xp.maximum(low[..., i : i + 1] - low, zero)
+        above = (over < total) | (v >= 0)
+        return share(xp.accurate_sum(xp.where(above, v, 0.0), (-1,)) - total, above, xp)
+    count = 0.0 * total
+    blocks = size // _BLOCK
+    if blocks > 1:  # from the maxima of blocks, as the t of some of the entries is never above that of all
+        shape = (*v.shape[:-1], blocks, _BLOCK)
+        tops = xp.max(xp.reshape(v[..., : blocks * _BLOCK], shape), axis=-1)
+        t, count = _newton(tops, total, t, count, xp)
+    return _newton(v, total, t, count, xp)[0]
+
+
+def _newton(
+    v: Array, total: Array, t: Array, count: Array, xp: Namespace, w: Array | None = None
+) -> tuple[Array, Array]:
+    """The t of `above_threshold` from one that is not above it, and how many entries are, at first and in the end."""
+
+    def step(moving: Array, t: Array, count: Array) -> tuple[Array, Array, Array]:
+        y = _positive(v - scaled(t, w, xp), xp)
+        above = xp.astype(y > 0, y.dtype)
+        further = t + share(xp.accurate_sum(y, (-1,)) - total, above, xp, w)
+        if v.shape[-1] > _COUNTED or w is not None:
+            return further > t, xp.maximum(further, t), 1.0 * count
+        # where as many are above t as were above the last one, it was the last step, whatever the digits of t say
+        many = xp.accurate_sum(above, (-1,))
+        return many != count, xp.where(many == count, t, xp.maximum(further, t)), many
+
+    most = _MOST
+    if w is None:
+        # a step divides the excess times the count by at least 4: from total * n**2, until that is rounding
+        most = math.ceil(math.log2(v.shape[-1]) - math.log2(precision(v.dtype).compute_unit) / 2) + 2
+    return xp.iterate(step, (xp.isfinite(t), t, count), most)[1:]
+
+
+def _positive(y: Array, xp: Namespace) -> Array:
+    return xp.maximum(y, xp.zeros_like(y[..., :1]))
+
+
+def within_bounds(
+    v: Array, total: Any, lower: Array, upper: Array, xp: Namespace, w: Array | None = None, finite: bool = False
+) -> Array:
+    """``clip(v - t w, lower, upper)`` along the last axis with the t for which it sums to `total`.
+
+    The bounds broadcast against `v`; `finite` where it is known that none of them is infinite.
+    """
     # two arrays, as compiled loops take no numbers that may change, and single precision not all digits of this one
     large = total * (2.0**30 + 1)
     first = large - (large - total) if isinstance(total, float) else total
     total = tuple(xp.zeros_like(v[..., :1]) + part for part in (first, total - first))
     most = 1e-3 * xp.largest(v.dtype)
-    for _ in range(2):  # the second time from v - t w, where the digits that v has beyond it are not lost
-        v = v - scaled(_threshold(xp.stop_gradient(v), total, lower, upper, xp, w), w, xp)
+    for rough in (True, False):  # the second time from v - t w, where the digits that v has beyond it are not lost
+        t = _threshold(xp.stop_gradient(v), total, lower, upper, xp, w, rough, finite)
+        v = v - scaled(t, w, xp)
         v = v if w is None else xp.where(v > most, most, xp.where(v < -most, -most, v))  # `t w` may be infinite
     fixed = xp.stop_gradient(v)
     free = (fixed > lower) & (fixed < upper)
@@ -82,42 +135,135 @@ def off_sum(v: Array, total: Any, xp: Namespace) -> Array:
 
 
 def _threshold(
+    v: Array,
+    total: tuple[Array, Array],
+    lower: Array,
+    upper: Array,
+    xp: Namespace,
+    w: Array | None,
+    rough: bool,
+    finite: bool,
+) -> Array:
+    """The t of `within_bounds`, as far as the digits of `v` tell it; `rough` where sums need not be so exact yet."""
+    if v.shape[-1] <= _FEW:
+        return _compared(v, total, lower, upper, xp, w)
+    start = 0.0 * total[0]
+    if rough and v.shape[-1] >= 2 * _BLOCK:  # from that of some of the entries
+        few = [x if x is None or x.shape[-1] == 1 else x[..., ::_BLOCK] for x in (lower, upper, w)]
+        part = -(-v.shape[-1] // _BLOCK) / v.shape[-1]
+        start = _searched(v[..., ::_BLOCK], (total[0] * part, start), few[0], few[1], start, xp, few[2], rough, finite)
+    return _searched(v, total, lower, upper, start, xp, w, rough, finite)
+
+
+def _compared(
     v: Array, total: tuple[Array, Array], lower: Array, upper: Array, xp: Namespace, w: Array | None
 ) -> Array:
-    """The t of `within_bounds`, as far as the digits of `v` tell it."""
+    """The t of `within_bounds` in short groups, between two of the values at which an entry reaches a bound."""
     leaves, arrives = v - upper, v - lower  # the t at which an entry leaves its upper bound, and gets to its lower one
     if w is not None:
         leaves, arrives = leaves / w, arrives / w
-    ends = xp.sort(xp.concat([leaves, arrives], axis=-1), axis=-1)
-    most = ends.shape[-1]
-
-    def at(index: Array) -> Array:
-        return xp.take_along_axis(ends, xp.where(index < 0, 0, xp.where(index < most, index, most - 1)), axis=-1)
-
-    def step(moving: Array, first: Array, last: Array) -> tuple[Array, Array, Array]:
-        middle = (first + last) // 2
-        t = at(middle)
-        finite = xp.isfinite(t)  # an end at infinity is that of an infinite bound, which makes the sum infinite
-        y = xp.where(leaves >= t, upper, xp.where(arrives <= t, lower, v - scaled(t, w, xp)))
-        enough = xp.where(finite, excess(xp.where(finite, y, 0.0), total, xp) >= 0, t < 0)
-        first, last = xp.where(moving & enough, middle + 1, first), xp.where(moving & ~enough, middle, last)
-        return first < last, first, last
-
-    # how many of the ends have a sum of at least `total`
-    first = xp.argmax(ends[..., :1], axis=-1, keepdims=True)  # 0, in the dtype of an index
-    _, count, _ = xp.iterate(step, (first < most, first, first + most), most.bit_length() + 1)
-    below = xp.where(count > 0, at(count - 1), -math.inf)
-    above = xp.where(count < most, at(count), math.inf)
+    ends = xp.concat([leaves, arrives], axis=-1)
+    finite = xp.isfinite(ends)  # an end at infinity is that of an infinite bound, which makes the sum infinite
+    t, much, rest = xp.where(finite, ends, 0.0), -total[0], -total[1]
+    lower, upper = lower + 0.0 * v, upper + 0.0 * v
+    for i in range(v.shape[-1]):
+        one = (..., slice(i, i + 1))
+        y = v[one] - (t if w is None else xp.times(t, w[one]))
+        much = much + xp.where(leaves[one] >= t, upper[one], xp.where(arrives[one] <= t, lower[one], y))
+    enough = xp.where(finite, much + rest >= 0, ends < 0)
+    below = xp.max(xp.where(enough, ends, -math.inf), axis=-1, keepdims=True)
+    above = xp.min(xp.where(enough, math.inf, ends), axis=-1, keepdims=True)
     free = (leaves <= below) & (arrives >= above)
     t = share(excess(xp.where(free, v, xp.where(arrives <= below, lower, upper)), total, xp), free, xp, w)
     t = xp.where(t < below, below, xp.where(t > above, above, t))
     return xp.where(xp.any(free, axis=-1, keepdims=True), t, xp.where(xp.isfinite(below), below, above))
 
 
+def _searched(
+    v: Array,
+    total: tuple[Array, Array],
+    lower: Array,
+    upper: Array,
+    t: Array,
+    xp: Namespace,
+    w: Array | None,
+    rough: bool,
+    finite: bool,
+) -> Array:
+    """The t of `within_bounds` by Newton's method from a first one, between two ends that close in on it."""
+
+    def off(y: Array) -> Array:
+        return xp.accurate_sum(y, (-1,)) - total[0] if rough else excess(y, total, xp)
+
+    def step(moving: Array, t: Array, a: Array, b: Array, fa: Array, fb: Array, *others: Array) -> tuple[Array, ...]:
+        last, least, slow = others
+        y = v - scaled(t, w, xp)
+        f = off(xp.minimum(xp.maximum(y, lower), upper))
+        low, high = y <= lower, y >= upper
+        free = xp.astype(~(low | high), y.dtype)
+        slope = xp.accurate_sum(free if w is None else xp.times(free, w), (-1,))
+        found = xp.abs(f) <= xp.where(slope == 0, slack, enough)
+        piece = last
+        if not rough and v.shape[-1] <= _COUNTED:
+            # the sum of 1 at the upper bound and -1 at the lower one falls from each linear piece of f to the next
+            piece = xp.accurate_sum(xp.astype(high, y.dtype) - xp.astype(low, y.dtype), (-1,))
+            found = found | (piece == last)  # as where the last step was made
+        width, right = 0.5 * b - 0.5 * a, f > 0
+        a, fa = xp.where(right, t, a), xp.where(right, f, fa)
+        b, fb = xp.where(right, b, t), xp.where(right, fb, f)
+        # Newton's steps to the root of a convex function, or a concave one, make this fall by 1 / 4
+        rate = xp.where(slope > 0, xp.times(xp.abs(f), slope), most)
+        slow = xp.where((0.5 * b - 0.5 * a > 0.5 * width) & (rate > 0.5 * least), slow + 1, 0.0)
+        newton = t + f / xp.where(slope > 0, slope, 1.0)
+        good = (slope > 0) & (newton >= a) & (newton <= b) & (slow < 2)
+        half = 0.5 * b - 0.5 * a
+        middle, chord = a + half, a + half * (2 * (fa / (fa - fb)))
+        further = xp.where(good, newton, xp.where((slow < 2) & (chord > a) & (chord < b), chord, middle))
+        moving = moving & ~found & (further != t) & (good | ((further > a) & (further < b)))
+        t = xp.where(moving, further, t)
+        return moving, t, a, b, fa, fb, xp.where(good, piece, math.nan), xp.minimum(rate, least), slow
+
+    unit = precision(v.dtype).compute_unit
+    slack = 2 * unit * xp.abs(total[0])
+    a, b = _ends(v, total, lower, upper, xp, w, finite)
+    t = xp.minimum(xp.maximum(t, a), b)
+    enough = 0.0 * t
+    if rough:  # what rounding may make of the sum
+        y = xp.minimum(xp.maximum(v - scaled(t, w, xp), lower), upper)
+        enough = slack + 8 * unit * xp.accurate_sum(xp.abs(y), (-1,))
+    zero = xp.zeros_like(t)
+    none, most = zero + math.nan, zero + xp.largest(t.dtype)
+    _, t, a, b, *_ = xp.iterate(step, (xp.isfinite(t), t, a, b, none, none, none, most, zero), _MOST_SEARCHED)
+    # where no number is left between the ends, what gets from one bound to the other there decides
+    last, first = (v - scaled(end, w, xp) for end in (b, a))
+    free = (last < upper) & (first > lower)
+    rest = share(excess(xp.where(free, v, xp.where(first <= lower, lower, upper)), total, xp), free, xp, w)
+    middle, none = a + (0.5 * b - 0.5 * a), ~xp.any(free, axis=-1, keepdims=True)
+    return xp.where(((middle > a) & (middle < b)) | none, t, xp.minimum(xp.maximum(rest, a), b))
+
+
+def _ends(
+    v: Array, total: tuple[Array, Array], lower: Array, upper: Array, xp: Namespace, w: Array | None, finite: bool
+) -> tuple[Array, Array]:
+    """Values of t from which on to the left the sum is not too small, and to the right not too large."""
+    found = []
+    for bound, sign in ((upper, 1.0), (lower, -1.0)):
+        ends = v - bound if w is None else (v - bound) / w
+        if finite:
+            found.append(sign * xp.min(sign * ends, axis=-1, keepdims=True))
+            continue
+        bounded = xp.isfinite(ends)
+        end = xp.min(xp.where(bounded, sign * ends, math.inf), axis=-1, keepdims=True)
+        # where all that has a bound is there, what has none makes up the sum
+        rest = share(excess(xp.where(bounded, bound + 0.0 * v, v), total, xp), ~bounded, xp, w)
+        found.append(sign * xp.where(xp.all(bounded, axis=-1, keepdims=True), end, xp.minimum(end, sign * rest)))
+    return found[0], found[1]
+
+
 def share(much: Array, free: Array, xp: Namespace, w: Array | None = None) -> Array:
     """The t for which the sum along the last axis falls by so much, where every `free` entry falls by ``t w``."""
-    of_one = xp.astype(free, much.dtype) if w is None else xp.where(free, w, 0.0)
-    count = xp.sum(of_one, axis=-1, keepdims=True)
+    of_one = xp.astype(free, much.dtype)
+    count = xp.accurate_sum(of_one if w is None else xp.times(of_one, w), (-1,))
     return much / xp.where(count > 0, count, 1.0)
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from projgrad.frozen import FrozenArray
 from projgrad.namespace import Namespace
@@ -34,6 +35,14 @@ class JaxNamespace(Namespace):
         shrink = jnp.where(by > 2.0**100, 2.0**-32, 1.0).astype(by.dtype)
         return (x * shrink) / (by * shrink)
 
+    def on_host(self, function: Callable[..., np.ndarray | None], *arrays: jax.Array) -> jax.Array | None:
+        if not all(self.can_look(x) and {d.platform for d in x.devices()} == {"cpu"} for x in arrays):
+            return None
+        if any(len(x.devices()) > 1 for x in arrays):
+            return None
+        made = function(*(np.asarray(x) for x in arrays))
+        return None if made is None else jnp.asarray(made)
+
     def stop_gradient(self, x: jax.Array) -> jax.Array:
         return jax.lax.stop_gradient(x)
 
@@ -51,6 +60,14 @@ class JaxNamespace(Namespace):
     def can_look(self, x: Any) -> bool:
         return not isinstance(x, jax.core.Tracer)
 
+    def skips(self, x: Any) -> bool:
+        return True
+
+    def is_below(self, x: jax.Array, bound: jax.Array) -> jax.Array:
+        shifted = bound * jnp.eye(x.shape[-1], dtype=x.dtype) - x
+        factor = jnp.linalg.cholesky(shifted, symmetrize_input=False)  # of NaN where there is none
+        return jnp.isfinite(factor).all((-2, -1), keepdims=True)
+
     def may_differentiate(self, x: Any) -> bool:
         return isinstance(x, jax.core.Tracer)
 
@@ -65,6 +82,12 @@ class JaxNamespace(Namespace):
         start = 0 * jnp.any(state[0]).astype("int32")
         return jax.lax.while_loop(go, lambda c: (c[0] + 1, *step(*c[1:])), (start, *state))[1:]
 
+    def order_statistic(self, x: jax.Array, index: int) -> jax.Array:
+        count = x.shape[-1] - index
+        if count > index + 1:
+            return -self.order_statistic(-x, count - 1)
+        return jnp.min(jax.lax.top_k(x, count)[0], axis=-1, keepdims=True)  # for the last one alone, XLA would sort
+
     def unless(self, done: Any, function: Callable[..., Any], x: jax.Array, *others: Any) -> jax.Array:
         if self.can_look(x):
             return super().unless(done, function, x, *others)
@@ -78,6 +101,11 @@ class JaxNamespace(Namespace):
             return jax.jvp(lambda x: function(x, *primals[2:]), primals[1:2], tangents[1:2])
 
         return skipping(done, x, *others)
+
+    def either(self, ok: Any, quick: Callable[[], Any], slow: Callable[[], Any]) -> Any:
+        if jax.default_backend() != "cpu":
+            return slow()
+        return super().either(ok, quick, slow) if self.can_look(ok) else jax.lax.cond(jnp.all(ok), quick, slow)
 
     def constant(self, value: FrozenArray, like: jax.Array) -> jax.Array:
         return jnp.asarray(self.finite(value, like.dtype).astype(like.dtype))

@@ -63,16 +63,23 @@ def _onto(constraint: Constraint, p: jax.Array, u: jax.Array, h: jax.Array | Non
     target = xp.stored(move.apply(z, xp))
     new = jnp.where(move.keep(z, xp), u, target - p)
     # In single and double precision, rounding `new` moves a norm by far less than its tolerance.
-    coarse = _clips(move) or p.dtype.itemsize < 4
+    coarse = _clips(move) or (p.dtype.itemsize < 4 and not _is_orthant(move))
     strict = is_one(constraint.rate) or hasattr(constraint.rate, "dtype")  # an array may be 1
     return _inward(constraint, p, new, target) if coarse and strict else new
 
 
 def _clips(move: Move | None) -> bool:
-    """Whether some entries are clipped, and so have bounds that are to hold exactly."""
+    """Whether some entries are clipped to bounds that are to hold exactly, and that rounding may miss."""
     if isinstance(move, Piecewise):
         return any(_clips(part) for _, _, part in move.moves)
-    return isinstance(move.move if isinstance(move, Relaxed) else move, Clip)
+    return isinstance(move.move if isinstance(move, Relaxed) else move, Clip) and not _is_orthant(move)
+
+
+def _is_orthant(move: Move | None) -> bool:
+    """Whether entries are clipped at 0 only, where ``p + (0 - p)`` is exact."""
+    if not isinstance(move, Clip):
+        return False
+    return all(bound is None or (isinstance(bound, float) and bound == 0) for bound in (move.lower, move.upper))
 
 
 def _inward(constraint: Constraint, p: jax.Array, u: jax.Array, target: jax.Array) -> jax.Array:
@@ -87,12 +94,14 @@ def _inward(constraint: Constraint, p: jax.Array, u: jax.Array, target: jax.Arra
     wide = xp.upcast(z)
     back = jnp.where(move.keep(z, xp), 0, move.apply(wide, xp) - wide)
     past = (target - z).astype(back.dtype) * back > 0
-    return jnp.where(past, _next(u, jnp.where(back > 0, jnp.inf, -jnp.inf).astype(u.dtype)), u)
+    return jnp.where(past & (u != 0), _next(u, back > 0), u)  # 0 where the difference is flushed
 
 
 @jax.custom_jvp
-def _next(u: jax.Array, towards: jax.Array) -> jax.Array:
-    return jnp.nextafter(u, towards)
+def _next(u: jax.Array, up: jax.Array) -> jax.Array:
+    """The number next to `u`, which is not 0: its bits count up, away from 0."""
+    bits = jax.lax.bitcast_convert_type(u, f"int{8 * u.dtype.itemsize}")
+    return jax.lax.bitcast_convert_type(bits + jnp.where((u > 0) == up, 1, -1).astype(bits.dtype), u.dtype)
 
 
 @_next.defjvp

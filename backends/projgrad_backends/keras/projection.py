@@ -63,6 +63,7 @@ class Projection:
 
     def __init__(self, plan: Plan) -> None:
         self.plan = plan
+        self._in_place: Any = None
 
     @property
     def variables(self) -> list[Any]:
@@ -78,10 +79,24 @@ class Projection:
             record: where to note what that does.
         """
         with without_gradients():
+            if not record.variables and self._projects_in_place(progress, weights):
+                return
             for entry in self.plan:
                 found = _projected(entry, progress, weights)
                 record.note(entry, found, progress.step if entry.counts else None, progress.due(entry.tag.every))
                 _assign(entry, found)
+
+    def _projects_in_place(self, progress: Progress, weights: _Weights) -> bool:
+        """Project all in the memory of the variables, or, where that is not possible, none."""
+        if keras.backend.backend() != "torch" or self.plan.counts:
+            return False
+        if not all(progress.projects(entry) is True for entry in self.plan):
+            return False
+        if self._in_place is None:
+            from projgrad_backends.keras.in_place import InPlace
+
+            self._in_place = InPlace(self.plan)
+        return bool(self._in_place.project(weights))
 
     def project_all(self, step: Any) -> None:
         """Replace all variables in the Euclidean metric, or, where a function fails, none; it needs more memory."""

@@ -131,6 +131,12 @@ class TensorFlowNamespace(Namespace):
     def value(self, x: Any) -> tf.Tensor:
         return tf.convert_to_tensor(x)
 
+    def on_host(self, function: Callable[..., np.ndarray | None], *arrays: tf.Tensor) -> tf.Tensor | None:
+        if not all(self.can_look(x) for x in arrays):
+            return None
+        made = function(*(x.numpy() for x in arrays))
+        return None if made is None else tf.constant(made)
+
     def stop_gradient(self, x: tf.Tensor) -> tf.Tensor:
         return tf.stop_gradient(x)
 
@@ -146,6 +152,9 @@ class TensorFlowNamespace(Namespace):
     def can_look(self, x: tf.Tensor) -> bool:
         return tf.executing_eagerly() and "CPU" in x.device
 
+    def skips(self, x: tf.Tensor) -> bool:
+        return False  # a failing Cholesky factorisation ends a graph
+
     def may_differentiate(self, x: tf.Tensor) -> bool:
         return True
 
@@ -153,12 +162,23 @@ class TensorFlowNamespace(Namespace):
         go = lambda moving, *_: tf.reduce_any(moving)  # noqa: E731
         return tuple(tf.while_loop(go, lambda *s: tuple(step(*s)), state, maximum_iterations=most))
 
+    def order_statistic(self, x: tf.Tensor, index: int) -> tf.Tensor:
+        count = x.shape[-1] - index
+        if count > index + 1:
+            return -self.order_statistic(-x, count - 1)
+        return tf.math.top_k(x, count).values[..., -1:]
+
     def unless(self, done: Any, function: Callable[..., Any], x: tf.Tensor, *others: Any) -> tf.Tensor:
         def skipping(x: tf.Tensor) -> Any:
             y = tf.cond(tf.reduce_all(done), lambda: x, lambda: function(x, *others))
             return y, lambda upstream: _gradient(lambda x: function(x, *others), x, upstream)
 
         return tf.custom_gradient(skipping)(x)
+
+    def either(self, ok: Any, quick: Callable[[], Any], slow: Callable[[], Any]) -> Any:
+        if tf.config.list_physical_devices("GPU"):
+            return slow()
+        return super().either(ok, quick, slow) if self.can_look(ok) else tf.cond(tf.reduce_all(ok), quick, slow)
 
     def constant(self, value: FrozenArray, like: tf.Tensor) -> tf.Tensor:
         return tf.constant(self.finite(value, like.dtype), like.dtype)

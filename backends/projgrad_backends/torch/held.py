@@ -19,8 +19,8 @@ from projgrad_backends.torch.sharded import coupled_axes, is_sharded
 __all__ = [
     "Places",
     "Position",
+    "Watch",
     "by_position",
-    "check_alive",
     "check_not_flat",
     "check_optimizer",
     "is_opaque",
@@ -48,16 +48,15 @@ def check_optimizer(optimizer: Any) -> None:
         )
 
 
-def check_not_flat(entry: PlanEntry, tensors: Sequence[Tensor]) -> None:
+def check_not_flat(entries: Iterable[PlanEntry], groups: Sequence[dict[str, Any]]) -> None:
     """Raise ValueError where a group is not a group any more in the flat parameters that FSDP1 makes."""
-    if _divisible(entry):
-        return
-    for name, x in zip(entry.names, tensors, strict=True):
-        if _is_flat(x):
-            raise ValueError(
-                f"{name}: FullyShardedDataParallel (FSDP1) keeps it flat and in parts, in which {entry.constraint} has "
-                "no meaning: use fully_shard (FSDP2), or leave it free with a rule that maps it to None"
-            )
+    for entry in entries:
+        for name, (g, i) in zip(entry.names, entry.handles, strict=True):
+            if not _divisible(entry) and _is_flat(groups[g]["params"][i]):
+                raise ValueError(
+                    f"{name}: FullyShardedDataParallel (FSDP1) keeps it flat and in parts, in which {entry.constraint} "
+                    "has no meaning: use fully_shard (FSDP2), or leave it free with a rule that maps it to None"
+                )
 
 
 def _is_flat(x: Tensor) -> bool:
@@ -137,10 +136,14 @@ class Places:
     def __bool__(self) -> bool:
         return bool(self._of)
 
+    def of(self, position: Position) -> list[_Place]:
+        """Where a parameter is."""
+        return self._of.get(position, [])
+
     def check(self, name: str, x: Tensor, position: Position) -> None:
         """Raise RuntimeError where the model computes with something else than `x`."""
         alive, others = False, False
-        for reference, path, attribute in self._of.get(position, ()):
+        for reference, path, attribute in self.of(position):
             layer = reference()
             layer = self._successor(path) if layer is None else layer
             now = None if layer is None else layer._parameters.get(attribute)
@@ -168,13 +171,46 @@ class Places:
             return None
 
 
-def check_alive(entry: PlanEntry, tensors: Sequence[Tensor], places: Places) -> None:
-    """What is to be checked of parameters before a step.
+class Watch:
+    """What is to be checked of the parameters of a plan before a step.
 
-    Raises:
-        RuntimeError: they are not those of the model any more, or cannot be what the constraint was tagged for.
+    Args:
+        entries: of the plan.
+        places: where the parameters are.
     """
-    for name, shape, x, position in zip(entry.names, entry.shapes, tensors, entry.handles, strict=True):
+
+    def __init__(self, entries: Iterable[PlanEntry], places: Places) -> None:
+        self._entries, self._places = list(entries), places
+        self._each = [
+            (at, torch.Size(shape), places.of(at), entry)
+            for entry in self._entries
+            for at, shape in zip(entry.handles, entry.shapes, strict=True)
+        ]
+
+    def check(self, groups: Sequence[dict[str, Any]]) -> None:
+        """Look quickly whether all is as it was, and closely where it is not.
+
+        Raises:
+            RuntimeError: they are not those of the model any more, or cannot be what the constraint was tagged for.
+        """
+        held = [group["params"] for group in groups]
+        if torch.compiler.is_compiling():
+            for entry in self._entries:
+                _check_alive(entry, held, self._places)
+            return
+        for (g, i), shape, places, entry in self._each:
+            x = held[g][i]
+            same = x.shape == shape and not x.is_meta
+            for reference, _, attribute in places:
+                layer = reference()
+                same = same and layer is not None and layer._parameters.get(attribute) is x
+            if not same:
+                _check_alive(entry, held, self._places)
+
+
+def _check_alive(entry: PlanEntry, held: Sequence[Sequence[Tensor]], places: Places) -> None:
+    for name, shape, position in zip(entry.names, entry.shapes, entry.handles, strict=True):
+        x = held[position[0]][position[1]]
         if x.shape != shape and not _divisible(entry):
             raise RuntimeError(
                 f"{name}: its shape is {tuple(x.shape)}, but was {shape} when it was wrapped. If it was sharded by "

@@ -8,7 +8,7 @@ rates of their groups, which `weights` divides by, and Adafactor's factors for w
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, TypeVar
 
 import torch
@@ -18,9 +18,10 @@ from torch.optim import Optimizer
 from projgrad.plan import PlanEntry
 from projgrad.scaling import look_up
 from projgrad.tag import EUCLIDEAN
+from projgrad_backends.torch.inplace import Located
 from projgrad_backends.torch.namespace import xp
 
-__all__ = ["Scaling", "check_real", "register_metric", "scaling_of", "weights"]
+__all__ = ["Scaling", "check_real", "located", "register_metric", "scaling_of", "weights"]
 
 Scaling = Callable[[dict[str, Any], dict[str, Any]], Tensor | None]
 _F = TypeVar("_F", bound=Scaling)
@@ -96,6 +97,19 @@ def weights(optimizer: Optimizer, owned: Sequence[tuple[Tensor, dict[str, Any]]]
     if all(group is owned[0][1] for _, group in owned):
         return found
     return [None if h is None else h / _rate(group) for h, (_, group) in zip(found, owned, strict=True)]
+
+
+def located(optimizer: Optimizer, entries: Iterable[PlanEntry]) -> Iterator[Located]:
+    """What there is now of entries of a plan, whose handles are positions in the param groups of an optimizer."""
+    groups = optimizer.param_groups
+    held = [group["params"] for group in groups]
+    for entry in entries:
+        tensors = [held[g][i] for g, i in entry.handles]
+        if not entry.in_metric or entry.constraint.axis == ():  # for single entries, it is the same in all
+            yield tensors, entry, None
+        else:
+            owners = [groups[g] for g, _ in entry.handles]
+            yield tensors, entry, weights(optimizer, list(zip(tensors, owners, strict=True)))
 
 
 def _rate(group: dict[str, Any]) -> Any:

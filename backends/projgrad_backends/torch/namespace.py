@@ -20,14 +20,15 @@ __all__ = ["xp"]
 
 _SINGLE_FROM = {torch.float16, torch.bfloat16}
 _LONG = 128  # rounds
+_SQUARE = 256  # rows of a block
 _MANY = 2**12  # entries, for which the calls themselves no longer matter
 _BITS = {torch.float32: torch.int32, torch.float64: torch.int64}
 _PLAIN = (torch.Tensor, torch.nn.Parameter)
 
 
-def _is_plain(first: torch.Tensor, *others: Any) -> bool:
+def _is_plain(first: torch.Tensor, *others: Any, many: int = _MANY) -> bool:
     """Whether these are many entries on a CPU that nothing traces, transforms or differentiates."""
-    if first.numel() < _MANY or first.device.type != "cpu" or torch.compiler.is_compiling():
+    if first.numel() < many or first.device.type != "cpu" or torch.compiler.is_compiling():
         return False
     if torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0:
         return False
@@ -40,6 +41,8 @@ def _is_plain(first: torch.Tensor, *others: Any) -> bool:
 class TorchNamespace(EagerNamespace):
     """array-api-compat's functions, with what is quicker or differentiable in PyTorch."""
 
+    _rounds = 0  # of all loops
+
     def upcast(self, x: torch.Tensor) -> torch.Tensor:
         return x.float() if x.dtype in _SINGLE_FROM else x
 
@@ -48,6 +51,13 @@ class TorchNamespace(EagerNamespace):
 
     def host(self, x: torch.Tensor) -> np.ndarray:
         return x.detach().cpu().numpy()
+
+    def on_host(self, function: Callable[..., np.ndarray | None], *arrays: torch.Tensor) -> torch.Tensor | None:
+        # nor with a mode that watches what is called
+        if not self.can_look(arrays[0]) or not _is_plain(*arrays, many=0) or torch._C._len_torch_dispatch_stack():
+            return None
+        made = function(*(x.detach().numpy() for x in arrays))
+        return None if made is None else torch.from_numpy(made)
 
     def stop_gradient(self, x: torch.Tensor) -> torch.Tensor:
         return x.detach()
@@ -64,6 +74,9 @@ class TorchNamespace(EagerNamespace):
 
     def can_look(self, x: torch.Tensor) -> bool:
         return x.device.type == "cpu" and not torch.compiler.is_compiling()
+
+    def skips(self, x: torch.Tensor) -> bool:
+        return self.can_look(x) and type(x) in _PLAIN and not torch._C._are_functorch_transforms_active()
 
     def may_differentiate(self, x: torch.Tensor) -> bool:
         return x.requires_grad and torch.is_grad_enabled()
@@ -101,16 +114,45 @@ class TorchNamespace(EagerNamespace):
                 lambda i, *s: (i + 1, *(x.contiguous() for x in step(*s))),
                 start,
             )[1:]
-        for i in range(most):
-            # in a long loop, waiting for a device now and then costs less than all of its rounds
-            if (self.can_look(state[0]) or (i >= _LONG and i % 64 == 0)) and not bool(state[0].any()):
-                break
+        first = last = self._rounds
+        for _ in range(most):
+            # in a long loop, waiting for a device now and then costs less than all of its rounds, and those within it
+            if self.can_look(state[0]) or (self._rounds - first >= _LONG and self._rounds - last >= _LONG // 2):
+                last = self._rounds
+                if not bool(state[0].any()):
+                    break
             state = step(*state)
+            self._rounds += 1
         return state
+
+    def either(self, ok: torch.Tensor, quick: Callable[[], Any], slow: Callable[[], Any]) -> Any:
+        if type(ok) not in _PLAIN or torch._C._are_functorch_transforms_active():
+            return slow()
+        return super().either(ok, quick, slow)
+
+    def sign(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.where(x.isnan(), x, torch.sign(x))  # the other one writes through a mask, which stops the device
+
+    def order_statistic(self, x: torch.Tensor, index: int) -> torch.Tensor:
+        count = x.shape[-1] - index
+        if count > index + 1:
+            return -self.order_statistic(-x, count - 1)
+        return torch.topk(x, count, sorted=False).values.amin(-1, keepdim=True)
 
     def solve(self, matrix: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
         # the other one looks, which stops the device and a compiled loop
         return torch.linalg.solve_ex(matrix, right)[0]
+
+    def is_below(self, x: torch.Tensor, bound: torch.Tensor) -> torch.Tensor:
+        # in blocks, which is quicker, and stops at the first that has no factor
+        while True:
+            a = -x[..., :_SQUARE, :_SQUARE]
+            a.diagonal(dim1=-2, dim2=-1).add_(bound[..., 0])
+            factor, info = torch.linalg.cholesky_ex(a)
+            if x.shape[-1] <= _SQUARE or bool(info.any()):
+                return bound.new_full(bound.shape, not bool(info.any()), dtype=torch.bool)
+            side = torch.linalg.solve_triangular(factor.mT, x[..., _SQUARE:, :_SQUARE], upper=True, left=False)
+            x = (side @ side.mT).add_(x[..., _SQUARE:, _SQUARE:])
 
     def constant(self, value: FrozenArray, like: torch.Tensor) -> torch.Tensor:
         return _constant(value, like.dtype, like.device)[0]

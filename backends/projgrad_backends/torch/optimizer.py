@@ -13,18 +13,20 @@ from projgrad.plan import Plan, PlanEntry
 from projgrad.rules import Parameter, Rules
 from projgrad.tag import EUCLIDEAN, Joint, as_tag, check_metric_name
 from projgrad_backends.torch.checkpoint import Undo, beside, counts, is_done, only_initialises, publish, saved_steps
+from projgrad_backends.torch.compiled import Compiled
+from projgrad_backends.torch.grouped import Together
 from projgrad_backends.torch.held import (
     Places,
     Position,
+    Watch,
     by_position,
-    check_alive,
     check_not_flat,
     check_optimizer,
     warn_without_gradients,
 )
-from projgrad_backends.torch.inplace import Located, project_all, project_each
-from projgrad_backends.torch.metric import check_real, scaling_of, weights
-from projgrad_backends.torch.parameters import decided, names_of, of_model, of_tensor, resolved, tag_of
+from projgrad_backends.torch.inplace import Find, Located, find_move, project_all, project_each
+from projgrad_backends.torch.metric import check_real, located, scaling_of
+from projgrad_backends.torch.parameters import decided, names_of, of_model, of_tensor, resolved, tag_of, with_group_tag
 from projgrad_backends.torch.report import Reporting, check_nonfinite
 from projgrad_backends.torch.tangent import Tangents
 
@@ -53,6 +55,10 @@ class ProjectedOptimizer(Reporting):
         nonfinite: "warn" or "raise" to name the parameters, tagged or not, that are NaN or infinite after a step,
             before they are projected: a RuntimeWarning or RuntimeError. The sum of each is taken at each step, and
             brought to the host with all others. None does not look.
+        compile: find nearest points by `torch.compile`, which takes seconds, once for every set, shape and dtype. Norms
+            and bounds gain nothing and are left as they are, as all is with `record`. Results agree up to
+            `projgrad.tolerance`; sets without a point in common are not noticed. Where compiling fails, as without a
+            C++ compiler, one RuntimeWarning says so, and it is as without.
 
     An optimizer that divides each entry of its step by a number of its own, as Adam does by ``h = sqrt(v) + eps``, and
     whose steps are projected in the Euclidean norm, does not settle on the minimum in a set that couples entries, such
@@ -82,6 +88,7 @@ class ProjectedOptimizer(Reporting):
     _undo: Undo | None = None
     _initialising = False
     _tangents: Tangents | None = None
+    _find: Find = staticmethod(find_move)  # also of what was saved before there was a choice
 
     def __init__(
         self,
@@ -93,6 +100,7 @@ class ProjectedOptimizer(Reporting):
         metric: str = EUCLIDEAN,
         record: bool = False,
         nonfinite: str | None = None,
+        compile: bool = False,
     ) -> None:
         if isinstance(optimizer, ProjectedOptimizer):
             raise ValueError("the optimizer is a ProjectedOptimizer already: change its rules with set_rules()")
@@ -104,6 +112,7 @@ class ProjectedOptimizer(Reporting):
         self.inner = optimizer
         self._nonfinite, self._record = nonfinite, {} if record else None
         self._metric = metric or EUCLIDEAN
+        self._find = Compiled() if compile else find_move
         self._group_tags = [tag_of(group) for group in optimizer.param_groups]
         self._rules: Rules = {}
         self._steps = saved_steps(optimizer.param_groups) or 0  # of a state that was loaded before
@@ -138,10 +147,10 @@ class ProjectedOptimizer(Reporting):
         self._check(tagged)
         resumed = "_tagged" not in vars(self) and saved_steps(self.param_groups) is not None
         self._undo = self._start([entry for entry in tagged if not resumed or is_done(entry, self._steps)])
+        self._places = Places(model, self.param_groups)
         self._hold(tagged, waiting)
         self._record = None if self._record is None else {}  # of the entries before, some under the same names
         self._named = named
-        self._places = Places(model, self.param_groups)
         self._rules = dict(rules or {})
 
     def _start(self, entries: list[PlanEntry]) -> Undo | None:
@@ -157,14 +166,13 @@ class ProjectedOptimizer(Reporting):
     def _check(self, entries: list[PlanEntry]) -> None:
         """Raise what makes it impossible to keep these entries of a plan."""
         check_real(self.inner, entries)
-        for entry in entries:
-            tensors = [self.param_groups[g]["params"][i] for g, i in entry.handles]
-            check_not_flat(entry, tensors)
+        check_not_flat(entries, self.param_groups)
 
     def _hold(self, tagged: list[PlanEntry], waiting: list[PlanEntry]) -> None:
         self._tagged, self._waiting = tagged, waiting
         self._counts = any(counts(entry) for entry in tagged)
         self._asking = [entry for entry in tagged if entry.tag.tangent is not None]
+        self._watch, self._together = Watch(tagged, self._places), Together(tagged, self.param_groups)
         self._publish()
 
     def _publish(self) -> None:
@@ -187,18 +195,12 @@ class ProjectedOptimizer(Reporting):
                 positions[id(tensor)] = (g, i)
                 if id(tensor) not in in_model:
                     known.append(of_tensor(tensor, name))
-        known = [self._with_group_tag(p, positions.get(id(p.handle))) for p in known]
+        known = [with_group_tag(p, positions.get(id(p.handle)), self._group_tags) for p in known]
         found = resolved(rules, known, metric=self._default_metric())
         held = [any(id(tensor) in positions for tensor in entry.handles) for entry in found]
         tagged = [by_position(entry, positions) for entry, here in zip(found, held, strict=True) if here]
         named = {positions[id(p.handle)]: p.name for p in known if id(p.handle) in positions}
         return tagged, [entry for entry, here in zip(found, held, strict=True) if not here], named
-
-    def _with_group_tag(self, parameter: Parameter, position: Position | None) -> Parameter:
-        tag = None if position is None else self._group_tags[position[0]]
-        if position is None or tag is None:
-            return parameter
-        return replace(parameter, tags=(*parameter.tags, (f"its param group, number {position[0]},", tag)))
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group, as in any optimizer; what the rules, the tags or a key ``"constraint"`` say holds for it.
@@ -220,8 +222,8 @@ class ProjectedOptimizer(Reporting):
         if undo is not None:
             self._undo = undo if self._undo is None else self._undo | undo
         waiting = [entry for entry in self._waiting if not any(entry is other for other in arrived)]
-        self._hold([*self._tagged, *tagged], waiting)
         self._places.find(self.param_groups)
+        self._hold([*self._tagged, *tagged], waiting)
         self._named = self._named | named
 
     def _resolve_group(self, g: int) -> tuple[list[PlanEntry], list[PlanEntry], dict[Position, str]]:
@@ -240,7 +242,7 @@ class ProjectedOptimizer(Reporting):
             named[position] = parameter.name
             if id(tensor) in awaited:
                 parameter = replace(parameter, tags=(("the rules", awaited[id(tensor)]),))
-            parameter = self._with_group_tag(parameter, position)
+            parameter = with_group_tag(parameter, position, self._group_tags)
             if id(tensor) not in awaited:
                 others.append(parameter)
             elif self._group_tags[g] is not None:
@@ -258,28 +260,19 @@ class ProjectedOptimizer(Reporting):
 
     def project(self) -> None:
         """Project all tagged parameters now: after loading or averaging weights, for instance."""
-        self._check_alive()
-        self._project(self._tagged)
+        self._watch.check(self.param_groups)
+        self._project()
 
-    def _project(self, entries: Iterable[PlanEntry]) -> None:
-        project_each(self._located(entries), self._steps, self._record)
-
-    def _check_alive(self) -> None:
-        for entry in self._tagged:
-            check_alive(entry, self._tensors(entry), self._places)
-
-    def _tensors(self, entry: PlanEntry) -> list[torch.Tensor]:
-        handles = entry.handles[:1] if entry.layout is None else entry.handles  # tied weights have one tensor
-        return [self._at(handle) for handle in handles]
+    def _project(self, due: Callable[[PlanEntry], bool] = lambda entry: True) -> None:
+        if self._record is None and not torch.compiler.is_compiling():
+            left = self._together.project(self.param_groups, self._located, self._steps, due, self._find)
+            if left:
+                project_each(self._located(left), self._steps, None, self._find)
+        else:
+            project_each(self._located(entry for entry in self._tagged if due(entry)), self._steps, self._record)
 
     def _located(self, entries: Iterable[PlanEntry]) -> Iterator[Located]:
-        for entry in entries:
-            tensors = self._tensors(entry)
-            if not entry.in_metric or entry.constraint.axis == ():  # for single entries, it is the same in all
-                yield tensors, entry, None
-            else:
-                owned = [(self._at(handle), self.param_groups[handle[0]]) for handle in entry.handles]
-                yield tensors, entry, weights(self.inner, owned)
+        return located(self.inner, entries)
 
     def _default_metric(self) -> str:
         """The metric of tags that do not say which: where all entries are scaled alike, it is the Euclidean one."""
@@ -319,7 +312,7 @@ class ProjectedOptimizer(Reporting):
         self._tangents = None
         if self._initialising:
             return
-        self._check_alive()  # before anything is changed
+        self._watch.check(self.param_groups)  # before anything is changed
         if self._asking:
             self._tangents = Tangents(self._asking, self.param_groups, self._steps)
             if (*args[1:], kwargs.get("closure"))[0] is None:  # the first is the optimizer
@@ -333,8 +326,8 @@ class ProjectedOptimizer(Reporting):
             self._tangents.after()
         if self._counts:
             self._count()
-        elif not self._initialising:
-            self._project(self._tagged)
+        elif self._tagged and not self._initialising:
+            self._project()
         if self._tangents is not None:
             self._tangents.momentum(self.inner.state, self._steps)
             self._tangents = None
@@ -346,8 +339,7 @@ class ProjectedOptimizer(Reporting):
         self._steps += 1
         self._undo = None
         self._publish()
-        due = (entry for entry in self._tagged if entry.due(self._steps))
-        self._project(due)
+        self._project(lambda entry: entry.due(self._steps))
 
     def state_dict(self) -> dict[str, Any]:
         """The state of the wrapped optimizer, which a bare one can load.
@@ -376,7 +368,8 @@ class ProjectedOptimizer(Reporting):
 
     def __getstate__(self) -> dict[str, Any]:
         kept = ("inner", "_tagged", "_waiting", "_group_tags", "_rules", "_named", "_steps", "_metric", "_nonfinite")
-        return {name: self.__dict__[name] for name in kept} | {"_record": None if self._record is None else {}}
+        started: dict[str, Any] = {"_record": None if self._record is None else {}, "_find": self._find}
+        return {name: self.__dict__[name] for name in kept} | started
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)

@@ -18,7 +18,7 @@ from projgrad.tag import EUCLIDEAN, Joint, Tag, as_tag
 from projgrad_backends.torch.incoming import incoming
 from projgrad_backends.torch.sharded import reshard
 
-__all__ = ["constrain", "decided", "names_of", "of_model", "of_tensor", "resolved", "tag_of"]
+__all__ = ["constrain", "decided", "names_of", "of_model", "of_tensor", "resolved", "tag_of", "with_group_tag"]
 
 _TAGS = (
     "_projgrad_constraints"  # on the module: tags on a Parameter are lost by deepcopy and load_state_dict(assign=True)
@@ -91,6 +91,14 @@ _PARAMETRIZED = (
     "this weight is parametrized (or normalised, or pruned), so what the optimizer holds is not the weight but what it "
     "is computed from; leave it free with a rule that maps it to None, or remove the parametrization"
 )
+
+
+def with_group_tag(parameter: Parameter, position: tuple[int, int] | None, tags: Sequence[Tag | None]) -> Parameter:
+    """A parameter with what the tag of its param group says too, given its position there, if any, and all tags."""
+    tag = None if position is None else tags[position[0]]
+    if position is None or tag is None:
+        return parameter
+    return replace(parameter, tags=(*parameter.tags, (f"its param group, number {position[0]},", tag)))
 
 
 def of_model(model: nn.Module) -> list[Parameter]:
