@@ -77,7 +77,7 @@ class Coupled(Constraint):
         parts, last = self.parts(ndim), tuple(range(-self.dims, 0))
         v = arrange(xp.upcast(x), parts, xp)
         finite = xp.all(xp.isfinite(v), axis=last, keepdims=True)
-        clean = xp.can_look(v) and xp.skips(v) and not xp.may_differentiate(v) and bool(xp.all(finite))
+        clean = xp.can_look(finite) and xp.skips(v) and not xp.may_differentiate(v) and bool(xp.all(finite))
         if not clean:
             v = xp.where(finite, v, 0.0)
         holds, kept = self._holds(v, x, xp), None

@@ -219,20 +219,27 @@ class Namespace:
         fixed = self.stop_gradient(plain)
         ordinary, one = (fixed > low) & (fixed < high), self.ones_like(fixed)
 
-        def again() -> tuple[Array, Array]:
+        def quick() -> tuple[Array, Array]:
+            n = self.sqrt(self.where(ordinary, plain, 1.0))  # where both are computed, with a finite derivative
+            m = self.stop_gradient(n)
+            return m, n / m
+
+        def slow() -> tuple[Array, Array]:
             scale = self.where(ordinary, one, self.where(fixed < 1, power * one, one / power))
-            squares = self._squares(self.times(x, scale))
+            # not x * scale: XLA would take the square of the scale, which is infinite, out of a sum of constants
+            small, large = self.times(x, power), self.times(x, 1 / power)
+            squares = self._squares(self.where(ordinary, x, self.where(fixed < 1, small, large)))
             held = self.stop_gradient(squares)
             largest = self.max(held, axis=axes, keepdims=True) if axes else held
-            return scale, self.where(largest < (p.tiny * scale) ** 2, 0.0, self.accurate_sum(squares, axes))
+            total = self.where(largest < (p.tiny * scale) ** 2, 0.0, self.accurate_sum(squares, axes))
+            zero = total == 0
+            n = self.where(self.isfinite(total), self.sqrt(self.where(zero, 1.0, total)), float("nan"))
+            m = self.stop_gradient(n) / scale  # the norm itself, where that is no extreme number
+            m = self.where(m < 1 / p.tiny, self.where(m > p.tiny, m, p.tiny), 1 / p.tiny)
+            m = self.where(zero, 1.0, m)
+            return m, self.where(zero, 0.0, n / (m * scale))
 
-        scale, total = self.either(ordinary, lambda: (one, plain), again)
-        zero = total == 0
-        n = self.where(self.isfinite(total), self.sqrt(self.where(zero, 1.0, total)), float("nan"))
-        m = self.stop_gradient(n) / scale  # the norm itself, where that is no extreme number
-        m = self.where(m < 1 / p.tiny, self.where(m > p.tiny, m, p.tiny), 1 / p.tiny)
-        m = self.where(zero, 1.0, m)
-        return m, self.where(zero, 0.0, n / (m * scale))
+        return self.either(ordinary, quick, slow)
 
     def _squares(self, x: Array) -> Array:
         return self.real(x) ** 2 + self.imag(x) ** 2 if self.is_complex(x) else x * x

@@ -233,3 +233,13 @@ def test_tensorflow_functions_may_leave_a_length_open() -> None:
         np.testing.assert_allclose(traced(x), constraint.project(x), rtol=1e-6)
     with pytest.raises(ValueError, match="axis 0 is not known"):
         tf.function(pg.MaxNorm(1.0, axis=0).project, input_signature=[tf.TensorSpec([None, 100])])(x)
+
+
+@pytest.mark.parametrize("value", [0.0, 1e-30, 1.0, 1e30])
+def test_a_norm_of_constants_compiled(value):
+    jax = pytest.importorskip("jax")
+    zeros = jax.numpy.zeros((3, 4))
+    y = np.asarray(jax.jit(lambda x: pg.UnitNorm(axis=1).project(0.0 * x + zeros + value))(zeros))
+    np.testing.assert_allclose(y, np.full((3, 4), 0.5), rtol=1e-6)
+    y = np.asarray(jax.jit(lambda: pg.UnitNorm(axis=1).project(zeros + value))())
+    np.testing.assert_allclose(y, np.full((3, 4), 0.5), rtol=1e-6)

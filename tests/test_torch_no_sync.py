@@ -44,6 +44,7 @@ LOOKS = {
     "Transport",
     "Polyhedron",
     "Intersection",
+    "CappedSimplex",
 }
 LOOKS_IN_METRIC = {"SecondOrderCone", "GroupL1Ball", "L1InfBall"}
 

@@ -16,7 +16,7 @@ from projgrad.namespace import Array, Namespace
 from projgrad.registry import register
 from projgrad.sets.sequences import Runs, after, balancing, positions, running_sums, shifted, weighted
 from projgrad.sets.thresholds import moderating
-from projgrad.values import check_bounds, native_group, set_flag
+from projgrad.values import check_bounds, is_infinite, native_group, set_flag
 
 __all__ = ["Monotone", "in_order", "rising", "with_means"]
 
@@ -76,7 +76,7 @@ class Monotone(VectorSet):
         """The bounds for groups as those of `v`, None where there is none."""
 
         def bound(number: Any) -> Array | None:
-            return None if isinstance(number, float) and math.isinf(number) else native_group(number, v, xp)
+            return None if is_infinite(number) else native_group(number, v, xp)
 
         return bound(self.lower), bound(self.upper)
 

@@ -69,8 +69,8 @@ class Simplex(VectorSet):
 class CappedSimplex(VectorSet):
     """The capped simplex ``{x : lower <= x <= upper, sum(x) = total}``, for every group of entries along `axis`.
 
-    Convex. Exact: ``clip(x - t, lower, upper)`` with the t that makes the sum right, by bisection over the 2 n values
-    of t at which an entry reaches a bound. Cost: O(n log n).
+    Convex. Exact: ``clip(x - t, lower, upper)`` with the t that makes the sum right, by Newton's method between two
+    ends that close in on it. Cost: O(n) per step.
     In a metric: ``clip(x - t / h, lower, upper)``.
 
     A bound of 0 holds exactly, others up to the tolerance. Bounds are rounded to the precision of the computation.
