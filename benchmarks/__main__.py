@@ -13,6 +13,7 @@ from benchmarks import (
     keras_fit,
     max_norm,
     metric,
+    page,
     parametrizations,
     record,
     root_steps,
@@ -156,6 +157,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         if name in SHOWN:
             print(f"{SHOWN[name][0](found)}\n")
         SHOWN.get(name, (None, draw))[1](found, args.out / f"{name}.png")
+    page.write(args.out, BENCHMARKS)
     print(f"Written to {args.out}")
 
 

@@ -30,6 +30,7 @@ __all__ = [
     "environment",
     "floors",
     "goals",
+    "loaded",
     "measure",
     "on_cores",
     "overview",
@@ -273,3 +274,9 @@ def save(results: Iterable[Result], path: Path) -> None:
     path.write_text(
         json.dumps({"environment": environment(), "results": [asdict(r) for r in results]}, indent=1) + "\n"
     )
+
+
+def loaded(entry: Mapping[str, Any]) -> Result:
+    """A result as it was before `save`."""
+    timings = tuple(Timing(**t) for t in entry["timings"])
+    return Result(**{**entry, "timings": timings, "goals": tuple(map(tuple, entry["goals"]))})

@@ -98,8 +98,10 @@ def test_a_benchmark_runs(name, tmp_path, capsys):
     assert saved["environment"]["versions"]["torch"]
     assert saved["results"]
     shown = capsys.readouterr().out
+    page = (tmp_path / "README.md").read_text()
     for result in saved["results"]:
         assert f"{result['title']}; threads: 1; median of 2\n" in shown
+        assert f"| {result['title']} " in page
         assert result["threads"] == 1
         assert all(t["median"] > 0 or t["name"].startswith("extra") for t in result["timings"])
     assert (tmp_path / f"{name}.png").read_bytes().startswith(b"\x89PNG")
