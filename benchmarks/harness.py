@@ -279,4 +279,4 @@ def save(results: Iterable[Result], path: Path) -> None:
 def loaded(entry: Mapping[str, Any]) -> Result:
     """A result as it was before `save`."""
     timings = tuple(Timing(**t) for t in entry["timings"])
-    return Result(**{**entry, "timings": timings, "goals": tuple(map(tuple, entry["goals"]))})
+    return Result(**{**entry, "timings": timings, "goals": tuple(map(tuple, entry.get("goals", ())))})

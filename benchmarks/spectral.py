@@ -18,7 +18,7 @@ Calls = dict[str, Callable[[torch.Tensor], object]]
 
 
 def comparisons(quick: bool = False) -> Iterator[Comparison]:
-    """Square matrices: few, all, or none of the values beyond the bound, and near the set."""
+    """Square matrices: few, all, or none of the values beyond the bound, just beyond it, and near the set."""
     n = 70 if quick else 1024
     rng = np.random.default_rng(0)
     u, v = (np.linalg.qr(rng.standard_normal((n, n)))[0] for _ in range(2))
@@ -33,8 +33,12 @@ def comparisons(quick: bool = False) -> Iterator[Comparison]:
         (f"SpectralNorm, {n // 32} values above", ball, (u * few) @ v.T, by_svd, "SpectralNormBall(1.0)", 1 / 8),
         ("SpectralNorm, all above", ball, (u * np.linspace(1.1, 2, n)) @ v.T, by_svd, "SpectralNormBall(1.0)", 1 / 2),
         ("SpectralNorm, after a step", ball, after, by_svd, "SpectralNormBall(1.0)", 1.0),
-        ("Orthogonal, after a step", Orthogonal(), _near(u @ v.T, 1e-3, rng), {"SVD": polar}, "", 1 / 4),
     ]
+    half, close = n // 2, np.linspace(0.8, 1.02, n // 2)
+    small = (np.linalg.qr(u[:half, :half])[0] * close) @ np.linalg.qr(v[:half, :half])[0].T
+    jobs.append((f"SpectralNorm, {np.sum(close > 1)} values just above", ball, small, by_svd, "", 1.0))
+    for off, goal in ((1e-3, 1 / 4), (1e-2, 1 / 4), (1e-1, 1.0)):
+        jobs.append((f"Orthogonal, off by {off}", Orthogonal(), _near(u @ v.T, off, rng), {"SVD": polar}, "", goal))
     part = rng.standard_normal((n, n)) / n**0.5
     part = (part + part.T) / 2**0.5
     shifted = (u * (1.0 - np.concatenate([few[: n // 32], bulk[n // 32 :]]))) @ u.T
@@ -45,7 +49,8 @@ def comparisons(quick: bool = False) -> Iterator[Comparison]:
     peers: Calls = {"SVD": lambda w: shrink(w, radius)} | _chop(radius) | _pyproximal(n, radius)
     jobs.append(("NuclearNorm", NuclearNorm(radius), part, peers, f"Spectral(fastprox.L1Ball({radius}))", 1.0))
     for name, constraint, start, calls, peer, goal in jobs:
-        yield _comparison(f"{name}, {n} x {n} float32", constraint, start.astype(np.float32), calls, peer, goal)
+        title = f"{name}, {len(start)} x {len(start)} float32"
+        yield _comparison(title, constraint, start.astype(np.float32), calls, peer, goal)
 
 
 def _near(x: np.ndarray, step: float, rng: np.random.Generator) -> np.ndarray:

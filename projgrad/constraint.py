@@ -203,7 +203,8 @@ class Constraint(ABC):
 
     def __call__(self, x: Any) -> Any:
         """`project`, so that a constraint can stand wherever a function of the weights can."""
-        return self.project(x)
+        x, xp = self._checked(x)
+        return x if _is_empty(x) else xp.carried_out(x, self.move)
 
     def violation(self, x: Any, *, step: Any = None) -> Any:
         """The distance of every group of `x` from the set, as an array without the axes of the set.

@@ -80,9 +80,12 @@ class Coupled(Constraint):
         clean = xp.can_look(finite) and xp.skips(v) and not xp.may_differentiate(v) and bool(xp.all(finite))
         if not clean:
             v = xp.where(finite, v, 0.0)
-        holds, kept = self._holds(v, x, xp), None
+        holds, kept, near = self._holds(v, x, xp), None, None
         if metric is None:
             y = self.nearest(v, xp)
+            # where nothing is left out, this takes fewer passes than the norm of what is moved
+            if not xp.skips(v) and type(self).off is not Coupled.off:
+                near = self._per_group(xp.where(finite, self.off(xp.stop_gradient(v), xp), float("nan")), x, xp)
             if clean and y is v and holds is None:
                 kept = self._per_group(finite, x, xp)
         else:
@@ -94,7 +97,7 @@ class Coupled(Constraint):
 
             y = xp.unless(kept, nearest, v, arrange(metric, parts, xp))
         y = restore(y if clean else xp.where(finite, y, float("nan")), parts, tuple(x.shape), xp)
-        return Replace(y, self.group_axes(ndim), self.accuracy, holds, kept)
+        return Replace(y, self.group_axes(ndim), self.accuracy, holds, kept, near=near)
 
     def tangent_at(self, x: Array, d: Array, xp: Namespace) -> Array:
         if self.affine:

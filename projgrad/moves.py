@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -17,7 +17,7 @@ from projgrad.axes import group_size
 from projgrad.namespace import Array, Namespace
 from projgrad.precision import tolerance
 
-__all__ = ["Assign", "Clip", "Move", "Piecewise", "Replace", "Scale", "are_close", "cut", "is_one"]
+__all__ = ["Assign", "Clip", "Either", "Move", "Piecewise", "Replace", "Scale", "are_close", "cut", "is_one"]
 
 
 class Move(ABC):
@@ -34,6 +34,10 @@ class Move(ABC):
     @abstractmethod
     def keep(self, x: Array, xp: Namespace, slack: float = 1.0) -> Array:
         """Which groups of `x` are in the set already, up to `slack` times the tolerance; broadcasts against `x`."""
+
+    def point(self, x: Array, xp: Namespace) -> Array:
+        """The nearest point as computed, also of groups that are kept."""
+        return self.apply(x, xp)
 
     def relaxed(self, rate: float) -> Move:
         """The move to ``(1 - rate) * x + rate * P(x)``."""
@@ -177,7 +181,8 @@ class Replace(Move):
         holds: per group, with length 1 in `axes`, whether `x` has what must hold exactly; None for nothing.
         kept: per group, with length 1 in `axes`, whether `x` is in the set, where `y` does not tell: in a metric, that
             may be farther away than the set is.
-        away: the distance of every group, with length 1 in `axes`, where it is known.
+        away, size: the distance and the norm of every group, with length 1 in `axes`, where they are known.
+        near: the distance, of which only that of a group that is close counts.
     """
 
     y: Array
@@ -186,6 +191,8 @@ class Replace(Move):
     holds: Array | None = None
     kept: Array | None = None
     away: Array | None = None
+    size: Array | None = None
+    near: Array | None = None
 
     def apply(self, x: Array, xp: Namespace) -> Array:
         y, kept = xp.astype(self.y, x.dtype), self.keep(x, xp)
@@ -199,7 +206,11 @@ class Replace(Move):
             return self.kept
         if self.holds is not None and _none(self.holds, xp):
             return self.holds
-        return are_close(x, self._away(x, xp), self.axes, xp, slack * self.accuracy, self.holds)
+        away = self._away(x, xp) if self.near is None else self.near
+        return are_close(x, away, self.axes, xp, slack * self.accuracy, self.holds, self.size)
+
+    def point(self, x: Array, xp: Namespace) -> Array:
+        return self.y
 
     def _away(self, x: Array, xp: Namespace) -> Array:
         if self.away is not None:
@@ -213,14 +224,49 @@ def _none(flags: Array, xp: Namespace) -> bool:
 
 
 def are_close(
-    x: Array, away: Array, axes: tuple[int, ...], xp: Namespace, accuracy: float = 1.0, holds: Array | None = None
+    x: Array,
+    away: Array,
+    axes: tuple[int, ...],
+    xp: Namespace,
+    accuracy: float = 1.0,
+    holds: Array | None = None,
+    size: Array | None = None,
 ) -> Array:
-    """Which groups of `x` are in a set that is so far `away`, up to the tolerance that belongs to their norm."""
-    radius = xp.times(*xp.norm(x, axes))
+    """Which groups of `x` are in a set that is so far `away`, up to the tolerance that belongs to their norm `size`."""
+    radius = xp.times(*xp.norm(x, axes)) if size is None else size
     most = xp.largest(radius.dtype)  # with which an infinite tolerance would keep every group
     radius = xp.where(radius > most, most, radius)
     kept = away <= accuracy * tolerance(x.dtype, group_size(x.shape, axes), radius)
     return kept if holds is None else kept & holds
+
+
+@dataclass(frozen=True)
+class Either(Move):
+    """The first of two moves to the same point where all of `ok` is True, and the second otherwise.
+
+    Args:
+        ok: as in `Namespace.either`.
+        quick, slow: make the moves.
+    """
+
+    ok: Array
+    quick: Callable[[], Move]
+    slow: Callable[[], Move]
+
+    def apply(self, x: Array, xp: Namespace) -> Array:
+        return self._either(lambda move: move.apply(x, xp), xp)
+
+    def distance(self, x: Array, xp: Namespace) -> Array:
+        return self._either(lambda move: move.distance(x, xp), xp)
+
+    def keep(self, x: Array, xp: Namespace, slack: float = 1.0) -> Array:
+        return self._either(lambda move: move.keep(x, xp, slack), xp)
+
+    def point(self, x: Array, xp: Namespace) -> Array:
+        return self._either(lambda move: move.point(x, xp), xp)
+
+    def _either(self, what: Callable[[Move], Array], xp: Namespace) -> Array:
+        return xp.either(self.ok, lambda: what(self.quick()), lambda: what(self.slow()))
 
 
 @dataclass(frozen=True)

@@ -79,6 +79,10 @@ class Namespace:
         """
         return None
 
+    def carried_out(self, x: Array, find: Callable[[Array, Namespace], Any]) -> Array:
+        """Where the move leads to that ``find(x, xp)`` makes, in a new array."""
+        return find(x, self).apply(x, self)
+
     def stop_gradient(self, x: Array) -> Array:
         """`x`, held constant in differentiation."""
         return x
@@ -198,8 +202,9 @@ class Namespace:
             blocks = length // _BLOCK
             skip = (slice(None),) * axis
             rest = x[(*skip, slice(blocks * _BLOCK, length), ...)]
-            x = self.reshape(x[(*skip, slice(0, blocks * _BLOCK), ...)], (*before, blocks, _BLOCK, *after))
-            x = self.sum(x, axis=axis + 1)
+            # neighbours into different sums, which registers add side by side
+            x = self.reshape(x[(*skip, slice(0, blocks * _BLOCK), ...)], (*before, _BLOCK, blocks, *after))
+            x = self.sum(x, axis=axis)
             if length % _BLOCK:
                 x = self.concat([x, self.sum(rest, axis=axis, keepdims=True)], axis=axis)
         return self.sum(x, axis=axis, keepdims=True)
@@ -272,7 +277,7 @@ class HostNamespace(EagerNamespace):
             return super().accurate_sum(x, axes)
 
     def times(self, x: Array, by: Array) -> Array:
-        with np.errstate(over="ignore"):
+        with np.errstate(over="ignore", invalid="ignore"):
             return x * by
 
     def divide(self, x: Array, by: Array) -> Array:

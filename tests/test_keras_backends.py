@@ -14,7 +14,7 @@ keras = pytest.importorskip("keras")
 
 FILES = (
     *("keras_optimizer", "keras_rules", "keras_layers", "keras_saving", "tags_keras"),
-    *("keras_metric", "keras_metric_use", "keras_convergence", "keras_tangent", "report_keras"),
+    *("keras_metric", "keras_metric_use", "keras_convergence", "keras_tangent", "keras_in_place", "report_keras"),
 )
 SAME = (
     "incoming",

@@ -9,7 +9,7 @@ import pytest
 import projgrad as pg
 from projgrad.coupled import Coupled
 from projgrad.namespace import native
-from projgrad.sets import decomposition, shortcuts
+from projgrad.sets import decomposition, shortcuts, subspace
 from tests.frameworks import IN_PLACE, JAX, NUMPY, TENSORFLOW, TORCH, TORCH_GRAPH, Framework
 
 N = 400
@@ -30,7 +30,8 @@ slow_jax = pytest.param(JAX, marks=pytest.mark.slow)
 @pytest.fixture(autouse=True)
 def everything_is_large(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(decomposition, "_LARGE", 64)
-    monkeypatch.setattr(shortcuts, "_WIDE", N // 2)
+    for module in (shortcuts, subspace):
+        monkeypatch.setattr(module, "WIDE", N // 2)
 
 
 def turns(m: int, n: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
@@ -128,7 +129,7 @@ def test_little_change_takes_no_decomposition(kind: str) -> None:
     if kind in ("none", "few"):
         pg.PositiveSemidefinite().project(((u * (0.999 - s)) @ u.T).astype("float32"))
     if kind == "none":
-        for off in (0.0, 1e-4, 1e-3):
+        for off in (0.0, 1e-4, 1e-3, 1e-2):
             x = u @ v.T + off * np.random.default_rng(0).standard_normal((N, N))
             pg.Orthogonal().project(x.astype("float32"))
 
@@ -178,6 +179,36 @@ def test_shrunk_values(framework: Framework, shape: tuple[int, int], dtype: str)
             assert np.array_equal(framework.read(framework.project(constraint, y)), found)
 
 
+@pytest.mark.parametrize("framework", [NUMPY, TORCH, slow_jax], ids=repr, indirect=True)
+def test_half_of_a_product(framework: Framework) -> None:
+    rng = np.random.default_rng(0)
+    for n in (5, 512, 700):
+        a = rng.standard_normal((2, 9, n))
+        b = a * rng.standard_normal((2, 9, 1))
+        x, y = (framework.make(given, "float64") for given in (a, b))
+        xp = native(x)[1]
+        expected = np.einsum("bki,bkj->bij", a, b)
+        np.testing.assert_allclose(framework.read(decomposition.half_product(x, y, xp)), expected, rtol=0, atol=1e-12)
+        square = rng.standard_normal((2, n, n))
+        part = framework.read(decomposition.symmetric_part(framework.make(square, "float64"), xp))
+        np.testing.assert_array_equal(part, (square + np.swapaxes(square, 1, 2)) / 2)
+
+
+@pytest.mark.parametrize("kind", ["half", "all", "wide", "few"])
+def test_what_is_not_few_is_not_searched_for(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    (u, v), s, steps = turns(N, N), values(kind, N), []
+    krylov = subspace._krylov
+
+    def counted(g: np.ndarray, basis: tuple[np.ndarray, np.ndarray] | None, count: int, xp: object) -> object:
+        steps.append(count)
+        return krylov(g, basis, count, xp)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(subspace, "_krylov", counted)
+    pg.SpectralNorm(1.0).project(((u * s) @ v.T).astype("float32"))
+    pg.PositiveSemidefinite().project(((u * (1 - s)) @ u.T).astype("float32"))
+    assert max(steps) == (subspace._ALL - subspace._SOME if kind == "few" else subspace._FIRST)
+
+
 @quick
 def test_odd_matrices(framework: Framework, dtype: str) -> None:
     """Those in which a subspace is soon exhausted, or which a random one hardly meets."""
@@ -201,7 +232,7 @@ def test_odd_matrices(framework: Framework, dtype: str) -> None:
 @pytest.mark.parametrize("steps", range(1, 5))
 def test_a_subspace_that_is_too_small(steps: int, monkeypatch: pytest.MonkeyPatch) -> None:
     for name, number in (("_FIRST", steps), ("_SOME", steps), ("_ALL", steps + 1)):
-        monkeypatch.setattr(shortcuts, name, number)
+        monkeypatch.setattr(subspace, name, number)
     u, v = turns(N, N)
     for rest in (0.1, 0.3, 0.5, 0.8):
         for above in ([1.5], [1.1, 2.0, 3.0]):
@@ -213,8 +244,8 @@ def test_a_subspace_that_is_too_small(steps: int, monkeypatch: pytest.MonkeyPatc
 
 @pytest.mark.parametrize("largest", [0.9, 4.0])
 def test_a_value_that_the_subspace_misses(largest: float, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(shortcuts, "_SOME", 4)
-    start = np.asarray(shortcuts._start(N))
+    monkeypatch.setattr(subspace, "_SOME", 4)
+    start = np.asarray(subspace._start(N))
     hidden = np.linalg.qr(np.concatenate([start, turns(N, 1)[0]], axis=1))[0][:, -1:]
     u, v = turns(N, N)[0], np.linalg.qr(np.concatenate([hidden, turns(N, N)[0][:, 1:]], axis=1))[0]
     s = np.concatenate([[1.2], np.full(5, largest), np.full(N - 6, 0.8)])

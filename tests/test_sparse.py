@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 import projgrad as pg
+from projgrad.namespace import native
 from tests.cases.sparse import sparse_simplex
 from tests.cases.thresholds import by_bisection
 from tests.frameworks import FRAMEWORKS, Framework, same
@@ -156,3 +157,13 @@ def test_derivatives(framework: Framework) -> None:
 def test_what_cannot_be_is_refused(wrong: Any, message: str) -> None:
     with pytest.raises((ValueError, TypeError), match=message):
         wrong()
+
+
+@pytest.mark.parametrize("framework", FRAMEWORKS, ids=repr)
+def test_order_statistics_are_those_of_a_sort(framework: Framework) -> None:
+    # of one place too low, a set would still be right, but not quick
+    values = np.random.default_rng(0).integers(-4, 4, (3, 9)).astype(float)
+    x, xp = native(framework.make(values, "float32"))
+    for index in range(9):
+        found = framework.read(xp.order_statistic(x, index))
+        assert same(found, np.sort(values, axis=-1)[:, index : index + 1].astype(found.dtype)), index

@@ -123,3 +123,40 @@ def test_optax_agrees() -> None:
                 (pg.Halfspace(normal, 0.5), projections.projection_halfspace(*given, 0.5)),
             ):
                 np.testing.assert_allclose(constraint.project(x), other, atol=1e-12)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.9, 0.96, 0.98, 1 - 1e-6, 1.0])
+@pytest.mark.parametrize("n", [3, 10, 1000])
+def test_groups_along_the_normal_end_up_on_the_plane_in_single_precision(
+    framework: Framework, n: int, share: float
+) -> None:
+    rng = np.random.default_rng(n)
+    normal, x = rng.standard_normal(n), rng.standard_normal((40, n))
+    unit = normal / np.linalg.norm(normal)
+    x = x - np.outer(x @ unit, unit)
+    x /= np.linalg.norm(x, axis=1, keepdims=True)
+    x = (share * unit + math.sqrt(1 - share**2) * x) * 2.0 ** rng.integers(-20, 20, (40, 1))
+    x = x.astype(np.float32).astype(np.float64)
+    for offset in (0.0, 1.0):
+        expected = x - np.outer(x @ normal - offset, normal) / (normal @ normal)
+        for constraint, to in (
+            (pg.Hyperplane(normal, offset), expected),
+            (pg.Halfspace(normal, offset), np.where(x @ normal[:, None] > offset, expected, x)),
+        ):
+            once = framework.project(constraint, framework.make(x, "float32"))
+            size = np.linalg.norm(x, axis=1, keepdims=True) + abs(offset) / np.linalg.norm(normal)
+            assert np.all(np.abs(framework.read(once) - to) <= 2e-6 * size)
+            np.testing.assert_array_equal(framework.read(framework.project(constraint, once)), framework.read(once))
+
+
+def test_one_group_of_another_size_changes_nothing_for_the_others(framework: Framework) -> None:
+    normal, x = np.arange(1.0, 8.0), np.random.default_rng(0).standard_normal((6, 7))
+    odd = x.copy()
+    odd[0], odd[2, 3], odd[4] = 1e-30, math.nan, 1e30
+    for constraint in (pg.Hyperplane(normal, 0.5), pg.Halfspace(-normal, -0.5)):
+        plain, mixed = (framework.read(framework.project(constraint, framework.make(v, "float32"))) for v in (x, odd))
+        np.testing.assert_allclose(mixed[1::2], plain[1::2], rtol=1e-5, atol=1e-6)
+        assert np.all(np.isnan(mixed[2]))
+        np.testing.assert_allclose(mixed[0] @ normal, 0.5, atol=1e-6)
+        away = mixed[4] @ normal
+        assert abs(away) <= 1e25 if isinstance(constraint, pg.Hyperplane) else away >= 0

@@ -118,6 +118,41 @@ def test_extreme_values(scale: float, rule: Any) -> None:
         torch.testing.assert_close(x.detach(), project_(value.clone(), rule), equal_nan=True, rtol=1e-6, atol=0)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize(
+    ("rule", "lower", "upper"),
+    [
+        (pg.NonNeg(), 0.0, math.inf),
+        (pg.NonPos(), -math.inf, 0.0),
+        (pg.Box(-0.3, 0.7), -0.3, 0.7),
+        (pg.Box(0.1, math.inf), 0.1, math.inf),
+        (pg.LInfBall(0.3), -0.3, 0.3),
+        (pg.Box(pg.Schedule({0: -0.3, 5: -0.2}), 0.0), -0.3, 0.0),
+    ],
+    ids=repr,
+)
+def test_numbers_as_bounds_need_no_stack(
+    rule: Any, lower: float, upper: float, dtype: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    values = rows(6)
+    values[0, 0], values[1, 0], values[2, 0] = 0.0, -0.0, math.nan
+    values[3, 0], values[4, 0] = math.inf, -math.inf
+    values = values.to(dtype)
+    named = parameters(values, dtype)
+    optimizer = kept(named, rule)
+    assert stacks(optimizer) == [6]
+    fill(named, values)
+    monkeypatch.setattr(torch, "stack", None)
+    optimizer.project()
+    low, high = (float(torch.tensor(bound, dtype=torch.float64).to(dtype)) for bound in (lower, upper))
+    wide = values.double().numpy()
+    wanted = np.where(wide < low, low, np.where(wide > high, high, wide))
+    for (_, x), y in zip(named, wanted, strict=True):
+        found = x.detach().double().numpy()
+        np.testing.assert_array_equal(found, y)
+        np.testing.assert_array_equal(np.signbit(found), np.signbit(y))
+
+
 def test_which_are_together() -> None:
     square, wide = rows(4, (8, 8)), rows(3, (8, 16))
     named = [*parameters([*square, *wide]), ("half", torch.nn.Parameter(square[0].half()))]

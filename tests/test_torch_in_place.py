@@ -15,6 +15,7 @@ torch = pytest.importorskip("torch")
 from torch import nn
 
 from projgrad.torch import ProjectedOptimizer, project_, project_params, violations
+from projgrad_backends.torch import norms as norms_in_place
 from tests.torch_network import RULES, network, norms, wrapped
 
 # -- without an optimizer -----------------------------------------------------------------------------------------
@@ -199,6 +200,46 @@ def test_where_few_groups_are_outside_only_these_are_written(share: float, dtype
         y = project_(x.clone(), pg.MaxNorm(1.0, axis=axis))
         expected = shell(x.double().numpy(), axes, 0, 1, 1)
         np.testing.assert_allclose(y.double().numpy(), expected, rtol=2 * pg.tolerance(dtype, 150, 1.0))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64", "bfloat16"])
+@pytest.mark.parametrize("layout", ["rows", "transposed columns", "kernels", "columns", "rows of a part"])
+def test_blocks_in_which_all_some_or_none_are_outside(layout: str, dtype: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Blocks get longer where nothing is written, and short again."""
+    sizes: list[int] = []
+    original = norms_in_place._scale_block_
+
+    def seen(x: Any, *given: Any) -> bool:
+        sizes.append(x.numel())
+        return original(x, *given)
+
+    monkeypatch.setattr(norms_in_place, "_BLOCK", 200)
+    monkeypatch.setattr(norms_in_place, "_PART", 64)
+    monkeypatch.setattr(norms_in_place, "_scale_block_", seen)
+    make, axes = LAYOUTS[layout]
+    torch.manual_seed(0)
+    x = make()
+    count = x.numel() // int(np.prod([x.shape[d] for d in axes]))
+    norms = torch.full((count,), 0.7, dtype=torch.float64)
+    norms[0] = norms[count // 3 : count // 2] = 3.0
+    norms[2 * count // 3] = 5.0
+    norms[3 * count // 4] = float("nan")
+    wide = x.double()
+    lengths = torch.linalg.vector_norm(wide, dim=axes, keepdim=True)
+    x.copy_(wide / lengths * norms.reshape(lengths.shape))
+    x = x.to(getattr(torch, dtype))
+    values = x.double().numpy()
+    inside = torch.from_numpy(np.sqrt((values**2).sum(axis=axes, keepdims=True)) < 1).expand(x.shape)
+    for of_axes in (pg.MaxNorm, pg.MinMaxNorm):
+        c = of_axes(axis=axes) if of_axes is pg.MinMaxNorm else of_axes(1.0, axis=axes)
+        sizes.clear()
+        y = project_(x.clone(memory_format=torch.preserve_format), c)
+        rtol = 2 * pg.tolerance(dtype, x.numel() // count, 1.0)
+        np.testing.assert_allclose(y.double().numpy(), shell(values, axes, 0, 1, 1), rtol=rtol)
+        assert torch.equal(y[inside], x[inside])
+        assert sum(sizes) == x.numel()
+        assert (len(sizes) == 1) == (layout == "columns")
+        assert layout == "columns" or max(sizes) > 2 * sizes[0]
 
 
 @pytest.mark.parametrize("axis", [0, 1])

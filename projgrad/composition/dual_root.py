@@ -13,7 +13,6 @@ from typing import Any
 
 from projgrad.axes import group_size
 from projgrad.constraint import Constraint
-from projgrad.moves import Replace
 from projgrad.namespace import Array, Namespace
 from projgrad.precision import tolerance
 from projgrad.sets.sums import conjugate_normal
@@ -33,8 +32,7 @@ def point(part: Constraint, w: Array, xp: Namespace, h: Array | None = None) -> 
 
     In the metric h, that may be `w` itself in groups within the tolerance.
     """
-    move = part.solve(w, xp, h)
-    return move.y if isinstance(move, Replace) else move.apply(w, xp)
+    return part.solve(w, xp, h).point(w, xp)
 
 
 def norm_of(x: Array, xp: Namespace, axes: tuple[int, ...]) -> Array:

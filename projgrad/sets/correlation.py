@@ -70,7 +70,7 @@ def nearest_correlation(v: Array, xp: Namespace) -> Array:
     values, vectors, f, slopes = at(y)
     across = xp.matrix_transpose(vectors)
     shifted = fixed + _on_diagonal(y, on, xp) * q
-    found = symmetric_part(shorter(shifted, vectors, values, f, across, q, xp), xp)
+    found = symmetric_part(shorter(shifted, vectors, values, f, across, q, xp, symmetric=True), xp)
     scale = diagonal(found, xp)
     scale = xp.where(scale > 0, 1.0 / xp.sqrt(xp.where(scale > 0, scale, 1.0)), 0.0)
     found = xp.where(on, 1.0, found * scale[..., None, :] * scale[..., :, None])

@@ -9,6 +9,7 @@ map that it is, with the slope of f where two values meet.
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import pairwise
 
 from projgrad.namespace import Array, Namespace
 from projgrad.precision import precision
@@ -17,10 +18,10 @@ __all__ = [
     "ACCURACY",
     "Shortcut",
     "Values",
-    "by_eigenvalues",
-    "by_singular_values",
+    "by_values",
     "diagonal",
     "eye",
+    "half_product",
     "loewner",
     "scaled",
     "shorter",
@@ -40,53 +41,63 @@ _LARGE = 256  # the smaller side from which on there are quicker ways
 _TIED = 64  # values that differ by fewer units in the last place of the largest count as equal
 
 
-def by_singular_values(
+def by_values(
     v: Array,
     curve: Callable[[Array, Array], Values],
     xp: Namespace,
     least: float = 0.0,
     shortcut: Shortcut | None = None,
+    *,
+    symmetric: bool = False,
 ) -> Array:
-    """``U f(s) V'`` for every matrix ``v = U s V'``.
+    """``U f(s) V'`` for every matrix ``v = U s V'``, or ``Q f(l) Q'`` for its symmetric part ``Q l Q'``.
 
     Args:
         v: matrices along the last two axes.
-        curve: from the singular values, decreasing along the last axis and divided by q, and from q, to f(s) / q.
+        curve: from the singular values, decreasing along the last axis and divided by q, and from q, to f(s) / q; or
+            from the eigenvalues, increasing.
         xp: the functions to call.
         least: of q, which is otherwise the largest entry of the matrix.
         shortcut: what gives the same more quickly for large matrices, from `v` and the function that takes long.
+        symmetric: by eigenvalues; the result is then symmetric bit for bit.
     """
-    fixed = xp.stop_gradient(v) if xp.may_differentiate(v) else v
+    part = symmetric_part if symmetric else _itself
+    fixed = part(xp.stop_gradient(v) if xp.may_differentiate(v) else v, xp)
 
     def decomposed() -> tuple[Array, ...]:
         z, q = scaled(fixed, xp, least)
-        u, s, vt = xp.linalg.svd(z, full_matrices=False)
+        if symmetric:
+            s, u = xp.linalg.eigh(z)
+            vt = xp.matrix_transpose(u)
+        else:
+            u, s, vt = xp.linalg.svd(z, full_matrices=False)
         return u, s, vt, q, *curve(s, q[..., 0])
 
     def value(parts: tuple[Array, ...]) -> Array:
         u, s, vt, q, f, _, _ = parts
-        return shorter(fixed, u, s, f, vt, q, xp)
+        return shorter(fixed, u, s, f, vt, q, xp, symmetric)
 
     def derivative(d: Array) -> Array:
         u, s, vt, _, f, slope, shared = decomposed() if parts is None else parts
+        d = part(d, xp)
         right = xp.matmul(d, xp.matrix_transpose(vt))
         inner = xp.matmul(xp.matrix_transpose(u), right)
         turned = xp.matrix_transpose(inner)
         floor = _floor(s, xp)
         middle = loewner(f, s, slope, xp) * (inner + turned) / 2
-        middle = (
-            middle + _quotient(_pairs(f, f), _pairs(s, s), _pairs(slope, slope) / 2, floor, xp) * (inner - turned) / 2
-        )
+        if not symmetric:
+            ratio = _quotient(_pairs(f, f), _pairs(s, s), _pairs(slope, slope) / 2, floor, xp)
+            middle = middle + ratio * (inner - turned) / 2
         middle = _less_mean(middle, inner, shared, xp)
-        ratio = _quotient(f, s, slope, floor[..., 0], xp)
         rows, columns = v.shape[-2], v.shape[-1]
+        ratio = _quotient(f, s, slope, floor[..., 0], xp)
         if rows > columns:
             outside = right - xp.matmul(u, inner)
             return xp.matmul(xp.matmul(u, middle) + outside * ratio[..., None, :], vt)
         if rows < columns:
             outside = xp.matmul(xp.matrix_transpose(u), d) - xp.matmul(inner, vt)
             return xp.matmul(u, xp.matmul(middle, vt) + ratio[..., :, None] * outside)
-        return xp.matmul(u, xp.matmul(middle, vt))
+        return part(xp.matmul(u, xp.matmul(middle, vt)), xp)
 
     parts = None
     if shortcut is not None and _is_large(v, xp):
@@ -94,50 +105,16 @@ def by_singular_values(
     else:
         parts = decomposed()
         y = value(parts)
-    return xp.with_derivative(y, v, derivative)
+    return xp.with_derivative(part(y, xp), v, derivative)
 
 
-def by_eigenvalues(
-    v: Array,
-    curve: Callable[[Array, Array], Values],
-    xp: Namespace,
-    least: float = 0.0,
-    shortcut: Shortcut | None = None,
-) -> Array:
-    """``Q f(l) Q'`` for the symmetric part ``Q l Q'`` of every matrix of `v`.
-
-    The arguments are as for singular values, but the eigenvalues increase. The result is symmetric bit for bit.
-    """
-    fixed = symmetric_part(xp.stop_gradient(v), xp)
-
-    def decomposed() -> tuple[Array, ...]:
-        z, q = scaled(fixed, xp, least)
-        values, vectors = xp.linalg.eigh(z)
-        return values, vectors, q, *curve(values, q[..., 0])
-
-    def value(parts: tuple[Array, ...]) -> Array:
-        values, vectors, q, f, _, _ = parts
-        return shorter(fixed, vectors, values, f, xp.matrix_transpose(vectors), q, xp)
-
-    def derivative(d: Array) -> Array:
-        values, vectors, _, f, slope, shared = decomposed() if parts is None else parts
-        across = xp.matrix_transpose(vectors)
-        inner = xp.matmul(across, xp.matmul(symmetric_part(d, xp), vectors))
-        middle = _less_mean(loewner(f, values, slope, xp) * inner, inner, shared, xp)
-        return symmetric_part(xp.matmul(vectors, xp.matmul(middle, across)), xp)
-
-    parts = None
-    if shortcut is not None and _is_large(v, xp):
-        y = shortcut(fixed, lambda _: value(decomposed()), xp)
-    else:
-        parts = decomposed()
-        y = value(parts)
-    return xp.with_derivative(symmetric_part(y, xp), v, derivative)
+def _itself(v: Array, xp: Namespace) -> Array:
+    return v
 
 
 def _is_large(v: Array, xp: Namespace) -> bool:
     """Whether these matrices are worth a look, where looking is possible."""
-    return min(v.shape[-2:]) >= _LARGE and xp.skips(v)
+    return xp.skips(v) and min(v.shape[-2:]) >= _LARGE
 
 
 def scaled(v: Array, xp: Namespace, least: float = 0.0) -> tuple[Array, Array]:
@@ -150,7 +127,11 @@ def scaled(v: Array, xp: Namespace, least: float = 0.0) -> tuple[Array, Array]:
 
 def symmetric_part(v: Array, xp: Namespace) -> Array:
     """``(v + v') / 2``."""
-    return 0.5 * v + 0.5 * xp.matrix_transpose(v)
+    half = 0.5 * v
+    across = xp.matrix_transpose(half)
+    if _is_large(v, xp):  # a copy first, which PyTorch makes in less time than it adds across the rows
+        across = xp.reshape(xp.reshape(across, (-1,)), v.shape)
+    return half + across
 
 
 def diagonal(v: Array, xp: Namespace) -> Array:
@@ -165,13 +146,27 @@ def eye(v: Array, xp: Namespace) -> Array:
     return index[:, None] == index[None, :]
 
 
+def half_product(a: Array, b: Array, xp: Namespace) -> Array:
+    """``a'b``, known to be symmetric, of which only one half is computed."""
+    n = a.shape[-1]
+    if n < 512:
+        return xp.matmul(xp.matrix_transpose(a), b)
+    cuts = [n * i // 8 for i in range(9)]
+    rows = [xp.matmul(xp.matrix_transpose(a[..., i:j]), b[..., :j]) for i, j in pairwise(cuts)]
+    for k, (i, j) in enumerate(pairwise(cuts)):
+        rows[k] = xp.concat([rows[k], *(xp.matrix_transpose(row[..., i:j]) for row in rows[k + 1 :])], axis=-1)
+    return xp.concat(rows, axis=-2)
+
+
 def loewner(f: Array, s: Array, slope: Array, xp: Namespace) -> Array:
     """``(f_i - f_j) / (s_i - s_j)``, the mean slope where the values are equal."""
     return _quotient(_pairs(f, -f), _pairs(s, -s), _pairs(slope, slope) / 2, _floor(s, xp), xp)
 
 
-def shorter(v: Array, u: Array, s: Array, f: Array, vt: Array, q: Array, xp: Namespace) -> Array:
-    """``q U f V'``, as such or as ``v - q U (s - f) V'``, whichever product is the smaller.
+def shorter(
+    v: Array, u: Array, s: Array, f: Array, vt: Array, q: Array, xp: Namespace, symmetric: bool = False
+) -> Array:
+    """``q U f V'``, which may be symmetric, as such or as ``v - q U (s - f) V'``, whichever product is the smaller.
 
     So a matrix that hardly moves keeps its digits, and one that nearly vanishes has the digits of what is left.
     """
@@ -183,7 +178,9 @@ def shorter(v: Array, u: Array, s: Array, f: Array, vt: Array, q: Array, xp: Nam
         ends = (int(xp.argmax(xp.astype(x, xp.int64))) for x in (used, xp.flip(used, axis=0)))
         some = slice(next(ends), weights.shape[-1] - next(ends))
         u, vt, weights = u[..., some], vt[..., some, :], weights[..., some]
-    return xp.where(take[..., None], v, 0.0) + xp.matmul(u * weights[..., None, :] * q, vt)
+    u = u * weights[..., None, :] * q
+    product = half_product(xp.matrix_transpose(u), vt, xp) if symmetric else xp.matmul(u, vt)
+    return xp.where(take[..., None], v, 0.0) + product
 
 
 def _pairs(a: Array, b: Array) -> Array:

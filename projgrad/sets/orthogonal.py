@@ -8,7 +8,7 @@ from typing import Any
 from projgrad.coupled import PairSet
 from projgrad.namespace import Array, Namespace
 from projgrad.registry import register
-from projgrad.sets.decomposition import ACCURACY, Values, by_singular_values
+from projgrad.sets.decomposition import ACCURACY, Values, by_values
 from projgrad.sets.iterations import polar_factor, prepare
 from projgrad.sets.shortcuts import orthonormal
 from projgrad.tangents import along_stiefel
@@ -76,4 +76,4 @@ class Orthogonal(PairSet):
         def ones(s: Array, q: Array) -> Values:
             return xp.ones_like(s) / q, xp.zeros_like(s), None
 
-        return by_singular_values(v, ones, xp, shortcut=orthonormal)
+        return by_values(v, ones, xp, shortcut=orthonormal)

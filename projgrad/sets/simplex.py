@@ -47,7 +47,7 @@ class Simplex(VectorSet):
         set_number(self, "total", least=0, what="a sum of numbers of at least 0")
 
     def holds(self, v: Array, xp: Namespace) -> Array:
-        return xp.all(v >= 0, axis=-1)
+        return xp.min(v, axis=-1) >= 0
 
     def nearest(self, v: Array, xp: Namespace) -> Array:
         return above_threshold(v, self.total, xp)

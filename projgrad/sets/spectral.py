@@ -9,7 +9,7 @@ from typing import Any
 from projgrad.coupled import PairSet
 from projgrad.namespace import Array, Namespace
 from projgrad.registry import register
-from projgrad.sets.decomposition import ACCURACY, Values, by_singular_values
+from projgrad.sets.decomposition import ACCURACY, Values, by_values
 from projgrad.sets.iterations import below_bound, clipped_values, prepare
 from projgrad.sets.sequences import positions
 from projgrad.sets.shortcuts import clipped, shrunk
@@ -83,7 +83,7 @@ class SpectralNorm(PairSet):
             below = s <= self.max_value / q
             return xp.where(below, s, self.max_value / q), xp.astype(below, s.dtype), None
 
-        return by_singular_values(v, clip, xp, self.max_value, partial(clipped, most=self.max_value))
+        return by_values(v, clip, xp, self.max_value, partial(clipped, most=self.max_value))
 
 
 @register()
@@ -127,7 +127,7 @@ class NuclearNorm(PairSet):
             return xp.where(inside, s, f), above, xp.where(inside, 0.0, above)
 
         shortcut = partial(shrunk, total=self.radius, curve=lambda s, q: shrink(s, q)[0])
-        return by_singular_values(v, shrink, xp, self.radius, shortcut)
+        return by_values(v, shrink, xp, self.radius, shortcut)
 
 
 @register()
@@ -171,4 +171,4 @@ class Rank(PairSet):
             kept = xp.where(positions(s, xp) < self.k, xp.ones_like(s), 0.0)
             return kept * s, kept, None
 
-        return by_singular_values(v, truncate, xp)
+        return by_values(v, truncate, xp)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -11,7 +10,7 @@ import numpy as np
 from projgrad.axes import Axis, arrange, restore
 from projgrad.coupled import VectorSet
 from projgrad.frozen import FrozenArray
-from projgrad.moves import Move, Replace
+from projgrad.moves import Either, Move, Replace
 from projgrad.namespace import Array, Namespace
 from projgrad.registry import register
 from projgrad.values import set_array, set_number
@@ -116,39 +115,32 @@ class _Linear(VectorSet):
             raise ValueError(f"{type(self).__name__}: normal has {self.normal.shape[0]} entries, a group {sizes[0]}")
 
     def solve(self, x: Array, xp: Namespace, metric: Array | None = None) -> Move:
-        """As `nearest`, in fewer passes over the array where a group is of ordinary size and not along the normal."""
+        """As `nearest`, in fewer passes over the array where groups are of ordinary size and not along the normal."""
+
+        def slow() -> Move:
+            return super(_Linear, self).solve(x, xp, metric)
+
         if metric is not None:
-            return super().solve(x, xp, metric)
+            return slow()
         parts, last = self.parts(len(x.shape)), (-1,)
         v = arrange(xp.upcast(x), parts, xp)
-        m, u = xp.norm(xp.stop_gradient(v), last)
-        size, finite = xp.times(m, u), xp.isfinite(u)
-        v = xp.where(finite, v, 0.0)
         unit: Array = xp.constant(self._unit, v)  # type: ignore[attr-defined]
         offset = self.offset / self._length  # type: ignore[attr-defined]
-        part = xp.accurate_sum(v * unit, last)
-        # then what rounding leaves is within the tolerance
-        near = 2.0 * xp.abs(xp.stop_gradient(part)) < size
-        near = near & (size > 2.0**-30) & (size + abs(offset) < 2.0**50)
+        fixed, part = xp.stop_gradient(v), xp.accurate_sum(xp.times(v, unit), last)
+        squares, along = xp.accurate_sum(xp.times(fixed, fixed), last), xp.abs(xp.stop_gradient(part))
+        # then nothing that matters over- or underflows, and what rounding leaves is within the tolerance
+        ok = (squares > 2.0**-60) & (squares < 2.0**100) & (along + abs(offset) < 2.0**50)
+        ok = ok & (xp.times(along, along) < 0.94 * squares)
 
-        def quick() -> tuple[Array, Array, Array]:
-            return xp.ones_like(size), part - offset, xp.zeros_like(size)
+        def quick() -> Move:
+            size, first = xp.sqrt(squares), part - offset
+            if self.below:
+                first = xp.where(xp.stop_gradient(first) > 0, first, 0.0)
+            y = restore(v - first * unit, parts, tuple(x.shape), xp)
+            away, size = (self._per_group(values, x, xp) for values in (xp.abs(first), size))
+            return Replace(y, self.group_axes(len(x.shape)), away=away, size=size)
 
-        def slow() -> tuple[Array, Array, Array]:
-            scale = comfortable(v, offset, xp)
-            y = v * scale
-            first = xp.accurate_sum(y * unit, last) - offset * scale
-            return scale, first, xp.accurate_sum((y - first * unit) * unit, last) - offset * scale
-
-        scale, first, second = xp.either(near, quick, slow)
-        first = xp.where(finite, first, math.nan)
-        y, away = v * scale, xp.divide(xp.abs(first + second), scale)
-        moved = (y - first * unit) - second * unit
-        if self.below:
-            inside = xp.stop_gradient(first) <= 0  # false for NaN
-            moved, away = xp.where(inside, y, moved), xp.where(inside, 0.0, away)
-        y = restore(moved / scale, parts, tuple(x.shape), xp)
-        return Replace(y, self.group_axes(len(x.shape)), away=self._per_group(away, x, xp))
+        return Either(ok, quick, slow)
 
     def along(self, v: Array, xp: Namespace, h: Array | None = None, *, below: bool) -> Array:
         """`v`, moved along the normal, in the metric h, onto the plane; where it is `below`, not at all."""

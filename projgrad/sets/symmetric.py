@@ -10,7 +10,7 @@ from projgrad.coupled import PairSet
 from projgrad.namespace import Array, Namespace
 from projgrad.registry import register
 from projgrad.sets.correlation import nearest_correlation
-from projgrad.sets.decomposition import ACCURACY, Values, by_eigenvalues, diagonal, symmetric_part
+from projgrad.sets.decomposition import ACCURACY, Values, by_values, diagonal, symmetric_part
 from projgrad.sets.shortcuts import raised
 from projgrad.sets.thresholds import above_threshold
 from projgrad.values import set_number
@@ -126,7 +126,7 @@ class PositiveSemidefinite(SquareSet):
             return xp.where(above, values, least), xp.astype(above, values.dtype), None
 
         shortcut = partial(raised, least=self.min_eigenvalue)
-        return by_eigenvalues(v, lifted, xp, abs(self.min_eigenvalue), shortcut)
+        return by_values(v, lifted, xp, abs(self.min_eigenvalue), shortcut, symmetric=True)
 
     @property
     def cone(self) -> bool:  # type: ignore[override]
@@ -171,7 +171,7 @@ class Spectraplex(SquareSet):
             above = xp.astype(f > 0, values.dtype)
             return f, above, above
 
-        return by_eigenvalues(v, shared, xp, self.total)
+        return by_values(v, shared, xp, self.total, symmetric=True)
 
 
 @register()

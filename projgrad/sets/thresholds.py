@@ -36,10 +36,10 @@ def moderating(v: Array, xp: Namespace, last: tuple[int, ...] = (-1,)) -> Array:
 def above_threshold(v: Array, total: Any, xp: Namespace, w: Array | None = None) -> Array:
     """``max(v - t w, 0)`` along the last axis with the t for which it sums to `total`; w is 1 where it is None."""
     total = xp.zeros_like(v[..., :1]) + total  # an array, as compiled loops take no numbers that may change
-    fixed = xp.stop_gradient(v)
+    fixed, count, much = xp.stop_gradient(v), None, None
     if w is None:
         v = v - xp.max(fixed, axis=-1, keepdims=True)  # t is now between -total and 0
-        t = _first_threshold(xp.stop_gradient(v), total, xp)
+        t, count, much = _first_threshold(xp.stop_gradient(v), total, xp)
     else:  # no entry is above the total, whatever its digits say
         start = (fixed - total) / w
         most = xp.max(start, axis=-1, keepdims=True)
@@ -52,13 +52,19 @@ def above_threshold(v: Array, total: Any, xp: Namespace, w: Array | None = None)
     above, differentiable = xp.astype(y > 0, y.dtype), xp.may_differentiate(v)
     if differentiable:
         y = xp.where(above > 0, v, 0.0)
-    more = share(xp.accurate_sum(y, (-1,)) - total, above, xp, w)
+    if differentiable or count is None:
+        more = share(xp.accurate_sum(y, (-1,)) - total, above, xp, w)
+    else:  # the last step saw the same
+        more = much / xp.where(count > 0, count, 1.0)
     y = y - xp.times(more, above if w is None else xp.times(above, w))
     return xp.where(y > 0, y, 0.0) if differentiable else _positive(y, xp)
 
 
-def _first_threshold(v: Array, total: Array, xp: Namespace) -> Array:
-    """The t of `above_threshold`, where 0 is the largest entry of every group, as far as the digits of `v` tell it."""
+def _first_threshold(v: Array, total: Array, xp: Namespace) -> tuple[Array, Array | None, Array | None]:
+    """The t of `above_threshold`, where 0 is the largest entry of every group, as far as the digits of `v` tell it.
+
+    And, where they are known, how many entries are above it, and by how much more than the total.
+    """
     size, t = v.shape[-1], -total
     groups = tuple(v.shape[:-1])
     if size <= _FEW and (None in groups or math.prod(groups) >= _GROUPS):
@@ -69,36 +75,41 @@ def _first_threshold(v: Array, total: Array, xp: Namespace) -> Array:
         for i in range(size):
             over = over + xp.maximum(low[..., i : i + 1] - low, zero)
         above = (over < total) | (v >= 0)
-        return share(xp.accurate_sum(xp.where(above, v, 0.0), (-1,)) - total, above, xp)
+        return share(xp.accurate_sum(xp.where(above, v, 0.0), (-1,)) - total, above, xp), None, None
     count = 0.0 * total
     blocks = size // _BLOCK
     if blocks > 1:  # from the maxima of blocks, as the t of some of the entries is never above that of all
-        shape = (*v.shape[:-1], blocks, _BLOCK)
-        tops = xp.max(xp.reshape(v[..., : blocks * _BLOCK], shape), axis=-1)
-        t, count = _newton(tops, total, t, count, xp)
-    return _newton(v, total, t, count, xp)[0]
+        shape = (*v.shape[:-1], _BLOCK, blocks)
+        tops = xp.max(xp.reshape(v[..., : blocks * _BLOCK], shape), axis=-2)
+        t, count, _ = _newton(tops, total, t, count, xp)
+    t, count, much = _newton(v, total, t, count, xp)
+    return t, (count if size <= _COUNTED else None), much
 
 
 def _newton(
     v: Array, total: Array, t: Array, count: Array, xp: Namespace, w: Array | None = None
-) -> tuple[Array, Array]:
-    """The t of `above_threshold` from one that is not above it, and how many entries are, at first and in the end."""
+) -> tuple[Array, Array, Array]:
+    """The t of `above_threshold` from one that is not above it.
 
-    def step(moving: Array, t: Array, count: Array) -> tuple[Array, Array, Array]:
+    Also how many entries are above, at first and in the end, and by how much more than the total.
+    """
+
+    def step(moving: Array, t: Array, count: Array, much: Array) -> tuple[Array, Array, Array, Array]:
         y = _positive(v - scaled(t, w, xp), xp)
         above = xp.astype(y > 0, y.dtype)
-        further = t + share(xp.accurate_sum(y, (-1,)) - total, above, xp, w)
+        much = xp.accurate_sum(y, (-1,)) - total
+        further = t + share(much, above, xp, w)
         if v.shape[-1] > _COUNTED or w is not None:
-            return further > t, xp.maximum(further, t), 1.0 * count
+            return further > t, xp.maximum(further, t), 1.0 * count, much
         # where as many are above t as were above the last one, it was the last step, whatever the digits of t say
         many = xp.accurate_sum(above, (-1,))
-        return many != count, xp.where(many == count, t, xp.maximum(further, t)), many
+        return many != count, xp.where(many == count, t, xp.maximum(further, t)), many, much
 
     most = _MOST
     if w is None:
         # a step divides the excess times the count by at least 4: from total * n**2, until that is rounding
         most = math.ceil(math.log2(v.shape[-1]) - math.log2(precision(v.dtype).compute_unit) / 2) + 2
-    return xp.iterate(step, (xp.isfinite(t), t, count), most)[1:]
+    return xp.iterate(step, (xp.isfinite(t), t, count, xp.zeros_like(total)), most)[1:]
 
 
 def _positive(y: Array, xp: Namespace) -> Array:
@@ -129,9 +140,10 @@ def within_bounds(
 
 
 def off_sum(v: Array, total: Any, xp: Namespace) -> Array:
-    """How far a group that is close to a sum of `total` is from it, where only entries that are not 0 can move."""
-    count = xp.sum(xp.astype(v != 0, v.dtype), axis=-1, keepdims=True)
-    return xp.abs(xp.accurate_sum(v, (-1,)) - total) / xp.sqrt(xp.where(count > 0, count, 1.0))
+    """How far a group that is close to a sum of `total` is from it, where entries that are 0 can only rise."""
+    count = xp.accurate_sum(xp.astype(v != 0, v.dtype), (-1,))
+    more = xp.accurate_sum(v, (-1,)) - total
+    return xp.abs(more) / xp.sqrt(xp.where(more < 0, float(v.shape[-1]), xp.where(count > 0, count, 1.0)))
 
 
 def _threshold(

@@ -8,7 +8,7 @@ from typing import Any
 import jax
 from jax.sharding import NamedSharding, PartitionSpec
 
-__all__ = ["automatic", "is_manual"]
+__all__ = ["automatic", "is_manual", "spec"]
 
 
 def automatic(do: Callable[..., Any], like: Any, *given: Any) -> Any:
@@ -24,14 +24,14 @@ def automatic(do: Callable[..., Any], like: Any, *given: Any) -> Any:
     """
     leaves, treedef = jax.tree.flatten(given)
     arrays = {i: leaf for i, leaf in enumerate(leaves) if hasattr(leaf, "shape")}
-    meshes = [_sharding(x).mesh for x in arrays.values() if any(_spec(x))]
+    meshes = [_sharding(x).mesh for x in arrays.values() if any(spec(x))]
     if not meshes:
         return do(*given)
 
     def merged(arrays: dict[int, Any]) -> Any:
         return do(*jax.tree.unflatten(treedef, [arrays.get(i, leaf) for i, leaf in enumerate(leaves)]))
 
-    out = jax.tree.map(lambda x: NamedSharding(meshes[0], _spec(x)), like, is_leaf=lambda x: x is None)
+    out = jax.tree.map(lambda x: NamedSharding(meshes[0], spec(x)), like, is_leaf=lambda x: x is None)
     return jax.sharding.auto_axes(merged, axes=meshes[0].explicit_axes, out_sharding=out)(arrays)
 
 
@@ -41,7 +41,7 @@ def is_manual() -> bool:
     return bool(getattr(mesh, "manual_axes", ()))
 
 
-def _spec(x: Any) -> PartitionSpec:
+def spec(x: Any) -> PartitionSpec:
     """The explicit axes that each dimension is sharded over."""
     return getattr(_sharding(x), "spec", PartitionSpec())
 

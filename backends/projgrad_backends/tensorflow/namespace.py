@@ -176,9 +176,11 @@ class TensorFlowNamespace(Namespace):
         return tf.custom_gradient(skipping)(x)
 
     def either(self, ok: Any, quick: Callable[[], Any], slow: Callable[[], Any]) -> Any:
-        if tf.config.list_physical_devices("GPU"):
+        if self.can_look(ok):
+            return super().either(ok, quick, slow)
+        if tf.executing_eagerly() or tf.config.list_physical_devices("GPU"):  # where a graph is to run is not known
             return slow()
-        return super().either(ok, quick, slow) if self.can_look(ok) else tf.cond(tf.reduce_all(ok), quick, slow)
+        return tf.cond(tf.reduce_all(ok), quick, slow)
 
     def constant(self, value: FrozenArray, like: tf.Tensor) -> tf.Tensor:
         return tf.constant(self.finite(value, like.dtype), like.dtype)

@@ -1,7 +1,8 @@
 """Small parameters that are alike, projected together: with few calls rather than some for each of them.
 
 They are copied into one array, of 2 MB at most in float32, in which the set sees only more groups. On a CPU, groups
-that are scaled are scaled in the parameters themselves, and where none is, nothing is written.
+that are scaled are scaled in the parameters themselves, and where none is, nothing is written. Numbers that bound
+entries need no such array.
 """
 
 from __future__ import annotations
@@ -15,16 +16,17 @@ import torch
 from torch import Tensor
 
 from projgrad.constraint import Constraint
-from projgrad.moves import Scale
+from projgrad.moves import Clip, Scale
 from projgrad.plan import PlanEntry
+from projgrad.sets.box import Bounded
 from projgrad.stack import stacked
-from projgrad_backends.torch.inplace import Find, Located, carry_out, find_move
+from projgrad_backends.torch.inplace import Find, Located, carry_out, find_move, has_numbers
 from projgrad_backends.torch.norms import scale_
 
 __all__ = ["Together"]
 
-_SMALL = 2**16  # entries of a parameter, for which the calls no longer matter
-_TOGETHER = 2**19  # entries of a stack
+_LARGE = 2**16  # entries of a parameter, from which on the calls no longer matter
+_STACK = 2**19  # entries of a stack
 _PLAIN = {Tensor, torch.nn.Parameter}
 
 
@@ -45,7 +47,7 @@ class Together:
         self._stacks: list[Stack] = []
         for found in alike.values():
             constraint = stacked(found[0].constraint, len(found[0].shape)) if len(found) > 1 else None
-            many = len(found) if constraint is None else _TOGETHER // math.prod(found[0].shape)
+            many = len(found) if constraint is None else _STACK // math.prod(found[0].shape)
             for start in range(0, len(found), many):
                 here = found[start : start + many]
                 if constraint is None or len(here) == 1:
@@ -88,7 +90,7 @@ def _key(entry: PlanEntry, groups: Sequence[dict[str, Any]]) -> Any:
     """What the parameters of a stack have in common; None for one that is in no stack."""
     g, i = entry.handles[0]
     x = groups[g]["params"][i]
-    if entry.layout is not None or type(x) not in _PLAIN or x.layout != torch.strided or not 0 < x.numel() <= _SMALL:
+    if entry.layout is not None or type(x) not in _PLAIN or x.layout != torch.strided or not 0 < x.numel() <= _LARGE:
         return None
     key = entry.tag, tuple(x.shape), x.dtype, x.device, g if entry.in_metric else None
     try:
@@ -120,6 +122,11 @@ class Stack:
         unlike = len({x.dtype for x in tensors}) > 1 or not {type(x) for x in tensors} <= _PLAIN
         if unlike or len({type(h) for h in weights}) > 1:
             return False
+        if isinstance(self.constraint, Bounded):
+            move = find(self.constraint, tensors[0], None, step)
+            if isinstance(move, Clip) and has_numbers(move):  # the same for all
+                _clamp_(tensors, move)
+                return True
         try:
             x = torch.stack(tensors)
             metric = None if weights[0] is None else torch.stack(weights)  # type: ignore[arg-type]
@@ -147,3 +154,10 @@ class Stack:
             torch._foreach_mul_(list(compress(tensors, changed)), list(compress(self._each, changed)))
 
         return None if tensors[0].is_complex() else multiply
+
+
+def _clamp_(tensors: list[Tensor], move: Clip) -> None:
+    if move.lower is not None:
+        torch._foreach_clamp_min_(tensors, move.lower)
+    if move.upper is not None:
+        torch._foreach_clamp_max_(tensors, move.upper)

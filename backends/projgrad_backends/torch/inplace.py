@@ -21,7 +21,7 @@ from projgrad_backends.torch.namespace import xp as plain
 from projgrad_backends.torch.norms import WIDE, parts, scale_, xp
 from projgrad_backends.torch.sharded import Whole, is_sharded
 
-__all__ = ["Located", "Record", "carry_out", "find_move", "project_", "project_all", "project_each"]
+__all__ = ["Located", "Record", "carry_out", "find_move", "has_numbers", "project_", "project_all", "project_each"]
 
 # what holds for some tensors, with the weights of their entries where it holds in a metric
 Located = tuple[Sequence[torch.Tensor], PlanEntry, Sequence[torch.Tensor | None] | None]
@@ -30,7 +30,7 @@ Located = tuple[Sequence[torch.Tensor], PlanEntry, Sequence[torch.Tensor | None]
 Record = dict[str, tuple[torch.Tensor, list[torch.Tensor]]]
 
 _BITS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
-_FEW = 16  # bounds are few when there are so many entries to each
+_PER_BOUND = 16  # bounds are few when there are so many entries to each
 
 Find = Callable[[Constraint, torch.Tensor, torch.Tensor | None, Any], Move]  # as `find_move`
 
@@ -133,7 +133,7 @@ def _largest(planned: _Planned, step: int | None) -> torch.Tensor:
     _, entry, x, move, whole = planned
     if move is None:
         away = x.new_zeros(1)
-    elif isinstance(move, Clip) and _has_numbers(move):
+    elif isinstance(move, Clip) and has_numbers(move):
         away = x.clamp(move.lower, move.upper).sub_(x)  # quicker
     elif entry.in_metric:  # where a move goes farther
         away = entry.constraint.violation(x, step=step)
@@ -147,7 +147,7 @@ def carry_out(x: torch.Tensor, move: Move) -> None:
     """Write the nearest point that a move leads to into `x`."""
     if isinstance(move, Scale):
         scale_(x, move)
-    elif isinstance(move, Clip) and _has_numbers(move):
+    elif isinstance(move, Clip) and has_numbers(move):
         x.clamp_(move.lower, move.upper)
     elif isinstance(move, Piecewise):
         for piece, part in move.pieces(x):
@@ -157,7 +157,7 @@ def carry_out(x: torch.Tensor, move: Move) -> None:
         _copy_(x, move)
 
 
-def _has_numbers(move: Clip) -> bool:
+def has_numbers(move: Clip) -> bool:
     """Whether the bounds are numbers, or none, rather than arrays."""
     return not (isinstance(move.lower, torch.Tensor) or isinstance(move.upper, torch.Tensor))
 
@@ -173,7 +173,7 @@ def _copy_(x: torch.Tensor, move: Move) -> None:
     bounds = [b.to(x.dtype) if isinstance(b, torch.Tensor) else x.new_full((), b) for b in given]
     # clamp_ is quicker than comparing, but where a bound is 0 and an entry is -0, it may write 0
     quick = clip is move and xp.can_look(x)
-    if quick and all(_FEW * b.numel() <= x.numel() and bool(b.all()) for b in bounds):
+    if quick and all(_PER_BOUND * b.numel() <= x.numel() and bool(b.all()) for b in bounds):
         x.clamp_(*_both(clip, bounds))
         return
     for part, *limits in parts(x, *bounds):

@@ -20,7 +20,7 @@ __all__ = ["xp"]
 
 _SINGLE_FROM = {torch.float16, torch.bfloat16}
 _LONG = 128  # rounds
-_SQUARE = 256  # rows of a block
+_SQUARE = 192  # rows of a block
 _MANY = 2**12  # entries, for which the calls themselves no longer matter
 _BITS = {torch.float32: torch.int32, torch.float64: torch.int64}
 _PLAIN = (torch.Tensor, torch.nn.Parameter)
@@ -36,6 +36,19 @@ def _is_plain(first: torch.Tensor, *others: Any, many: int = _MANY) -> bool:
     if len({x.dtype for x in tensors[1:]}) > 1 or any(type(x) not in _PLAIN or x.is_neg() for x in tensors):
         return False
     return not (torch.is_grad_enabled() and any(x.requires_grad for x in tensors))
+
+
+def _folded(pick: Callable[..., torch.Tensor], x: torch.Tensor, axis: Any) -> torch.Tensor:
+    """`x` at a quarter of its length along `axis`, with the same maxima or minima: compiled code takes one by one."""
+    if not torch.compiler.is_compiling() or x.requires_grad or not isinstance(axis, int) or x.shape[axis] % 32:
+        return x
+    a, b, c, d = x.chunk(4, axis)
+    return pick(pick(a, b), pick(c, d))
+
+
+def _as_numbers(x: torch.Tensor, axis: Any) -> bool:
+    """Whether `all` and `any` are quicker on numbers, as compiled code turns each bool into 64 bits."""
+    return torch.compiler.is_compiling() and x.dtype == torch.bool and axis not in (None, ()) and x.numel() > 0
 
 
 class TorchNamespace(EagerNamespace):
@@ -58,6 +71,16 @@ class TorchNamespace(EagerNamespace):
             return None
         made = function(*(x.detach().numpy() for x in arrays))
         return None if made is None else torch.from_numpy(made)
+
+    def carried_out(self, x: torch.Tensor, find: Callable[..., Any]) -> torch.Tensor:
+        if not _is_plain(x, many=0) or x.is_complex() or torch._C._len_torch_dispatch_stack():
+            return super().carried_out(x, find)
+        from projgrad_backends.torch.inplace import carry_out  # which needs this module
+        from projgrad_backends.torch.norms import xp as in_place
+
+        y = x.detach().clone()  # in place, it takes fewer passes and calls
+        carry_out(y, find(y, in_place))
+        return y
 
     def stop_gradient(self, x: torch.Tensor) -> torch.Tensor:
         return x.detach()
@@ -93,17 +116,28 @@ class TorchNamespace(EagerNamespace):
         return (x ^ y).bitwise_and(mask).bitwise_xor(y).view(like.dtype)
 
     def isfinite(self, x: torch.Tensor) -> torch.Tensor:
-        return x.abs() < math.inf if _is_plain(x) and not x.is_complex() else torch.isfinite(x)
+        quick = torch.compiler.is_compiling() or _is_plain(x)
+        return x.abs() < math.inf if quick and not x.is_complex() else torch.isfinite(x)
 
     def all(self, x: torch.Tensor, axis: Any = None, keepdims: bool = False) -> torch.Tensor:
+        if _as_numbers(x, axis):
+            return self.min(x.float(), axis=axis, keepdims=keepdims) > 0
         if not _is_plain(x) or x.dtype != torch.bool or axis == ():
             return self.module.all(x, axis=axis, keepdims=keepdims)
         return x.view(torch.uint8).amin(() if axis is None else axis, keepdim=keepdims).bool()
 
     def any(self, x: torch.Tensor, axis: Any = None, keepdims: bool = False) -> torch.Tensor:
+        if _as_numbers(x, axis):
+            return self.max(x.float(), axis=axis, keepdims=keepdims) > 0
         if not _is_plain(x) or x.dtype != torch.bool or axis == ():
             return self.module.any(x, axis=axis, keepdims=keepdims)
         return x.view(torch.uint8).amax(() if axis is None else axis, keepdim=keepdims).bool()
+
+    def max(self, x: torch.Tensor, axis: Any = None, keepdims: bool = False) -> torch.Tensor:
+        return self.module.max(_folded(torch.maximum, x, axis), axis=axis, keepdims=keepdims)
+
+    def min(self, x: torch.Tensor, axis: Any = None, keepdims: bool = False) -> torch.Tensor:
+        return self.module.min(_folded(torch.minimum, x, axis), axis=axis, keepdims=keepdims)
 
     def iterate(self, step: Callable[..., Any], state: tuple[Any, ...], most: int) -> tuple[Any, ...]:
         if torch.compiler.is_compiling():
@@ -145,14 +179,18 @@ class TorchNamespace(EagerNamespace):
 
     def is_below(self, x: torch.Tensor, bound: torch.Tensor) -> torch.Tensor:
         # in blocks, which is quicker, and stops at the first that has no factor
-        while True:
-            a = -x[..., :_SQUARE, :_SQUARE]
+        side = x[..., :0]  # of the factor, the rows that are left
+        for i in range(0, x.shape[-1], _SQUARE):
+            part = x[..., i:, i : i + _SQUARE]
+            part = part + side @ side[..., :_SQUARE, :].mT if i else part
+            a = -part[..., :_SQUARE, :]
             a.diagonal(dim1=-2, dim2=-1).add_(bound[..., 0])
             factor, info = torch.linalg.cholesky_ex(a)
-            if x.shape[-1] <= _SQUARE or bool(info.any()):
-                return bound.new_full(bound.shape, not bool(info.any()), dtype=torch.bool)
-            side = torch.linalg.solve_triangular(factor.mT, x[..., _SQUARE:, :_SQUARE], upper=True, left=False)
-            x = (side @ side.mT).add_(x[..., _SQUARE:, _SQUARE:])
+            if bool(info.any()):
+                return bound.new_zeros(bound.shape, dtype=torch.bool)
+            more = torch.linalg.solve_triangular(factor.mT, part[..., _SQUARE:, :], upper=True, left=False)
+            side = torch.cat([side[..., _SQUARE:, :], more], -1)
+        return bound.new_ones(bound.shape, dtype=torch.bool)
 
     def constant(self, value: FrozenArray, like: torch.Tensor) -> torch.Tensor:
         return _constant(value, like.dtype, like.device)[0]

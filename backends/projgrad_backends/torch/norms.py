@@ -6,7 +6,7 @@ or underflow, and on other devices, they are taken in float64.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from functools import lru_cache
 from typing import Any
 
@@ -22,12 +22,12 @@ __all__ = ["WIDE", "InPlaceNamespace", "parts", "scale_", "xp"]
 
 WIDE = (torch.float64, torch.complex128)
 _HALF = (torch.float16, torch.bfloat16)
-_SMALL = 2**12  # entries, for which two parts would cost more than the memory is worth
+_WHOLE = 2**12  # entries, for which two parts would cost more than the memory is worth
 _PART = 2**17  # entries that fit in the cache with some arrays like them
-_BLOCK = 2**22  # entries that are still in a larger cache when they are multiplied
+_BLOCK = 2**20  # entries that are still in a larger cache when they are multiplied
 _RUN = 256  # entries of a row whose squares `vector_norm` adds, in a few sums that go side by side
 _ADDED = 32  # parts that are added one after the other
-_FEW = 0.25  # the share of the groups that is quicker to pick out
+_PICKED = 0.25  # the share of the groups up to which it is quicker to pick these out
 _LEAST, _MOST = 2.0**-40, 2.0**50  # norms between which no square matters that underflows, and none overflows
 
 Multiply = Callable[[torch.Tensor, torch.Tensor], None]
@@ -78,7 +78,7 @@ def parts(
         size: how many entries a part has, about.
         least: how many parts to make; None for so many that a part in float32 or float64 is small beside all of `x`.
     """
-    if x.numel() <= _SMALL:
+    if x.numel() <= _WHOLE:
         yield x, *others
         return
     count = max(-(-x.numel() // size), least or max(2, 16 // x.element_size()))
@@ -121,7 +121,7 @@ def _norms(x: torch.Tensor, axes: tuple[int, ...], size: int) -> torch.Tensor:
             moved = _norms(x.permute(order), tuple(sorted(order.index(a) for a in axes)), size)
             return moved.permute([order.index(d) for d in range(x.ndim)])
     rows = _are_rows(x, axes)
-    if rows and (x.dtype not in _HALF or x.numel() <= _SMALL):
+    if rows and (x.dtype not in _HALF or x.numel() <= _WHOLE):
         return _norms_of_rows(_wide(x), axes, size)
     return _norms_in_parts(x, axes, size, rows)
 
@@ -140,19 +140,19 @@ def _norms_of_rows(x: torch.Tensor, axes: tuple[int, ...], size: int) -> torch.T
     # vector_norm adds one by one, in as many sums as numbers fit in a register: not along a long row at once
     if size <= _RUN:
         return torch.linalg.vector_norm(x, 2, axes, True)
-    rows = x.flatten(axes[0])
+    rows = x if len(axes) == 1 else x.flatten(axes[0])
     while rows.shape[-1] > _RUN:
-        even = rows.shape[-1] // _RUN * _RUN
-        runs = torch.linalg.vector_norm(rows[..., :even].unflatten(-1, (-1, _RUN)), 2, -1)
-        if even < rows.shape[-1]:
-            runs = torch.cat([runs, torch.linalg.vector_norm(rows[..., even:], 2, -1, True)], -1)
+        runs, rest = torch.linalg.vector_norm(rows.unfold(-1, _RUN, _RUN), 2, -1), rows.shape[-1] % _RUN
+        if rest:
+            runs = torch.cat([runs, torch.linalg.vector_norm(rows[..., -rest:], 2, -1, True)], -1)
         rows = runs
-    return torch.linalg.vector_norm(rows, 2, -1).reshape(_shape(x, axes))
+    norms = torch.linalg.vector_norm(rows, 2, -1, True)
+    return norms if len(axes) == 1 else norms.view(_shape(x, axes))
 
 
 def _norms_in_parts(x: torch.Tensor, axes: tuple[int, ...], size: int, rows: bool) -> torch.Tensor:
     """The same where the entries of a group lie apart, or need another dtype."""
-    if x.numel() <= _SMALL:
+    if x.numel() <= _WHOLE:
         x = _wide(x)
         return (x * x).sum(axes, keepdim=True).sqrt_()
     norms = torch.empty(_shape(x, axes), dtype=torch.float64 if x.dtype in WIDE else torch.float32)
@@ -185,90 +185,78 @@ def _shape(x: torch.Tensor, axes: tuple[int, ...]) -> list[int]:
 
 
 def scale_(x: torch.Tensor, move: Scale, multiply: Multiply | None = None) -> bool:
-    """Write what a scaling of the groups leads to into `x`, and return True.
+    """Write what a scaling of the groups leads to into `x`, and tell whether that may have been into all of it.
 
-    Or, where it is given and a factor per group is all there is to it, call `multiply` with `x` and that, or do
-    nothing, and return False.
+    Where it is given and a factor per group is all there is to it, call `multiply` with `x` and that instead.
     """
     limits = _limits_of(x, move) if move.m is None and xp.can_look(x) else None
     if limits is None:
         _scale_any_(x, move.measured(x, xp))
         return True
-    changed = multiply is None
-    for block in _blocks(x, move.axes) if multiply is None else [x]:
-        if not _scale_ordinary_(block, move, *limits, multiply):
-            _scale_any_(block, move.measured(block, xp))
-            changed = True
-    return changed
-
-
-def _blocks(x: torch.Tensor, axes: tuple[int, ...]) -> Iterable[torch.Tensor]:
-    """Parts with whole groups, where they are long pieces of memory; otherwise `x` itself."""
-    count = -(-x.numel() // _BLOCK)
-    if count < 2 or _outermost(x, count) in axes:
-        return [x]
-    return (block for (block,) in parts(x, size=_BLOCK, least=1))
+    count = x.numel() // _BLOCK
+    if multiply is not None or count < 2 or (dim := _outermost(x, count)) in move.axes:
+        return _scale_block_(x, move, *limits, multiply)
+    start, step = 0, max(1, x.shape[dim] // count)
+    length = step
+    while start < x.shape[dim]:
+        written = _scale_block_(x.narrow(dim, start, min(length, x.shape[dim] - start)), move, *limits)
+        start += length
+        length = step if written else 2 * length  # what is not written need not be in the cache
+    return True
 
 
 def _limits_of(x: torch.Tensor, move: Scale) -> tuple[float, float] | None:
-    low, high = 1.0 if move.low is None else move.low, move.high
-    if all(isinstance(number, float | int) for number in (low, high, move.rate)):
-        return _limits(x.dtype, move.size, low, high)
+    if all(number is None or isinstance(number, float | int) for number in (move.low, move.high, move.rate)):
+        return _limits(x.dtype, move.size, move.low, move.high)
     return None
 
 
 @lru_cache(maxsize=256)
-def _limits(dtype: torch.dtype, size: int, low: float, high: float) -> tuple[float, float] | None:
+def _limits(dtype: torch.dtype, size: int, low: float | None, high: float) -> tuple[float, float] | None:
     """What norms to keep; None where a bound is so far away from 1 that other norms than ordinary ones matter."""
-    if _LEAST < low < _MOST and high > _LEAST:
-        return low - tolerance(dtype, size, low), high + tolerance(dtype, size, high)
+    if high > _LEAST and (low is None or _LEAST < low < _MOST):
+        return -1.0 if low is None else low - tolerance(dtype, size, low), high + tolerance(dtype, size, high)
     return None
 
 
-def _scale_ordinary_(x: torch.Tensor, move: Scale, below: float, above: float, multiply: Multiply | None) -> bool:
-    """Scale the groups of `x`, and tell whether that was possible: not where a norm is NaN or far away from 1."""
+def _scale_block_(x: torch.Tensor, move: Scale, below: float, above: float, multiply: Multiply | None = None) -> bool:
+    """`scale_` of what is read once and multiplied while it is in the cache."""
     norm = _norms(x, move.axes, move.size)
-    if move.low is None:
-        most = norm.max().item()
-        if most <= above:
-            return True
-        if not most < _MOST:
-            return False
-        kept = norm <= above
-    else:
-        least, most = (edge.item() for edge in norm.aminmax())
-        if not (least > _LEAST and most < _MOST):
-            return False
-        if below <= least and most <= above:
-            return True
-        kept = (norm >= below).logical_and_(norm <= above)
+    least, most = (1.0, norm.max().item()) if move.low is None else (edge.item() for edge in norm.aminmax())
+    if not (least > _LEAST and most < _MOST):  # one is NaN, or far away from 1
+        _scale_any_(x, move.measured(x, xp))
+        return True
+    if below <= least and most <= above:
+        return False
+    kept = norm <= above if move.low is None else norm.clamp(below, above) == norm
     to = norm.clamp(move.low, move.high)
     if move.rate != 1:
         to = norm.lerp(to, move.rate)
     factor = to.div_(norm).masked_fill_(kept, 1.0)
-    if multiply is None:
-        _multiply_(x, factor, kept, move.axes)
-    else:
+    if multiply is not None:
         multiply(x, factor)
-    return True
+        return False
+    return _multiply_(x, factor, kept, move.axes)
 
 
-def _multiply_(x: torch.Tensor, factor: torch.Tensor, kept: torch.Tensor, axes: tuple[int, ...]) -> None:
-    """Multiply by a factor per group, with one rounding; where nearly all of them are 1, only the others."""
+def _multiply_(x: torch.Tensor, factor: torch.Tensor, kept: torch.Tensor, axes: tuple[int, ...]) -> bool:
+    """Multiply by a factor per group, with one rounding. Where nearly all are 1, only the others, and return False."""
     if x.is_complex() and factor.shape[-1] > 1 and x.stride(-1) == 1:
         x, factor = torch.view_as_real(x).flatten(-2), factor.repeat_interleave(2, -1)
     elif x.is_complex():
         x, factor, axes = torch.view_as_real(x), factor.unsqueeze(-1), (*axes, x.ndim)
     groups = factor.numel()
-    if x.numel() > _PART and (1 - _FEW) * groups <= kept.sum().item() and x.is_contiguous() and _are_rows(x, axes):
+    if x.numel() > _PART and (1 - _PICKED) * groups <= kept.sum().item() and x.is_contiguous() and _are_rows(x, axes):
         rows, factor = x.view(groups, -1), factor.view(groups, 1)
         for some in (~kept).flatten().nonzero().flatten().split(-(-_PART // rows.shape[1])):
             rows.index_copy_(0, some, _wide(rows[some]).mul_(factor[some]).to(x.dtype))
-    elif x.dtype not in _HALF:
+        return False
+    if x.dtype not in _HALF:
         x.mul_(factor)
     else:
         for part, of_part in parts(x, factor):
             part.copy_(part.to(of_part.dtype).mul_(of_part))
+    return True
 
 
 def _scale_any_(x: torch.Tensor, move: Scale) -> None:
