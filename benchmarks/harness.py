@@ -107,7 +107,7 @@ def measure(
     rounds: int,
     warmup: int = 2,
     clock: Callable[[], float] = time.perf_counter,
-    memory: Callable[[Candidate], int] | None = None,
+    memory: Callable[[Candidate], int | None] | None = None,
 ) -> Result:
     """Run all candidates in turn, `rounds` times, after `warmup` rounds that do not count.
 
@@ -117,7 +117,7 @@ def measure(
         rounds: how many calls of each are timed; every round starts with another candidate.
         warmup: how many rounds come first.
         clock: in seconds.
-        memory: measures the peak extra bytes of one call, in a run of its own.
+        memory: measures the peak extra bytes of one call, in a run of its own; None where it cannot.
 
     Raises:
         ValueError: a reference is no candidate, or there is nothing to measure.
@@ -142,8 +142,9 @@ def measure(
         own = times[candidate.name]
         ratios = {r: _ratio(own, times[r]) for r in comparison.references}
         low, _, high = statistics.quantiles(own, n=4, method="inclusive") if len(own) > 1 else own * 3
-        peak = None if memory is None else memory(candidate) / comparison.unit
-        timings.append(Timing(candidate.name, statistics.median(own), (low, high), ratios, peak))
+        peak = None if memory is None else memory(candidate)
+        share = None if peak is None else peak / comparison.unit
+        timings.append(Timing(candidate.name, statistics.median(own), (low, high), ratios, share))
     first = times[names[0]]
     reached = tuple((name, limit, _ratio(first, times[name])) for name, limit in comparison.goals.items())
     return Result(comparison.title, threads, rounds, tuple(timings), reached)
@@ -174,6 +175,8 @@ def _keep_on(cores: Iterable[int]) -> None:
             os.sched_setaffinity(int(thread.name), cores)
 
 
+_PACKAGES = ["projgrad", "numpy", "torch", "jax", "optax", "tensorflow-cpu", "keras"]
+_PACKAGES += ["jaxopt", "scipy", "scikit-learn", "pyproximal", "geotorch", "chop-pytorch"]  # peers
 _CORES = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else {0}
 
 
@@ -182,11 +185,11 @@ def floors(x: Any) -> list[Candidate]:
     return [Candidate("floor: read (sum)", x.sum), Candidate("floor: read, write (mul_)", lambda: x.mul_(1.0))]
 
 
-def peak_memory(candidate: Candidate) -> int:
+def peak_memory(candidate: Candidate) -> int | None:
     """The largest number of bytes that one call holds, at any moment, beyond what it started with (torch, on the CPU).
 
     Follows every allocation and release that torch reports to its profiler, so memory that is given back within the
-    call counts too.
+    call counts too. None where torch does nothing: of other libraries it is not known.
     """
     from torch.profiler import ProfilerActivity, profile
 
@@ -196,6 +199,8 @@ def peak_memory(candidate: Candidate) -> int:
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as recorded:
         candidate.call()
     events = recorded.profiler.kineto_results.events()
+    if not any(e.name().startswith("aten::") for e in events):
+        return None
     changes = sorted((e for e in events if e.name() == "[memory]"), key=lambda e: e.start_ns())
     return max(accumulate((e.nbytes() for e in changes), initial=0))
 
@@ -246,7 +251,7 @@ def _markdown(rows: list[list[str]]) -> str:
 def environment() -> dict[str, Any]:
     """The machine and the versions."""
     versions = {}
-    for package in ("projgrad", "numpy", "torch", "jax", "optax", "tensorflow-cpu", "keras"):
+    for package in _PACKAGES:
         try:
             versions[package] = metadata.version(package)
         except metadata.PackageNotFoundError:

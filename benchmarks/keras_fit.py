@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator
 from typing import IO, Any, cast
 
 from benchmarks.harness import Candidate, Comparison, Elapsed
+from benchmarks.peers import ask
 
 BARE, KERAS, LAYERS, WRAPPER = "bare", "keras.constraints", "projgrad, on the layers", "projgrad, ProjectedOptimizer"
 GOAL = 0.9  # of what Keras's own adds
@@ -68,13 +69,7 @@ class _Worker:
         )
 
     def ask(self, task: dict[str, Any]) -> Elapsed:
-        to, back = cast(IO[str], self._process.stdin), cast(IO[str], self._process.stdout)
-        to.write(json.dumps(task) + "\n")
-        to.flush()
-        answer = back.readline()
-        if not answer:
-            raise RuntimeError(f"the process of Keras could not do {task}: see above")
-        return Elapsed(answer)
+        return ask(self._process, json.dumps(task), f"the process of Keras could not do {task}")
 
     def close(self) -> None:
         cast(IO[str], self._process.stdin).close()

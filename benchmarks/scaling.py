@@ -48,7 +48,7 @@ JOBS = {
     "L1Ball": Job(lambda d: pg.L1Ball(axis=1), LINEAR, 8192),
     "L1InfBall": Job(lambda d: pg.L1InfBall(1.0), LINEAR, 2048),
     "Monotone": Job(lambda d: pg.Monotone(axis=1), LINEAR, 2048),
-    "CappedSimplex": Job(lambda d: pg.CappedSimplex(1.0, 0.0, 0.2, axis=1), SORTED, 2048),
+    "CappedSimplex": Job(lambda d: pg.CappedSimplex(1.0, 0.0, 0.2, axis=1), LINEAR, 2048),
     "Cardinality": Job(lambda d: pg.Cardinality(10, axis=1), SORTED, 2048, compiled=True),
     "SpectralNorm": Job(lambda d: pg.SpectralNorm(d**0.5), CUBIC, 1024),
     "Orthogonal": Job(lambda d: pg.Orthogonal(), CUBIC, 1024),

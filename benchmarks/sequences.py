@@ -37,7 +37,7 @@ def _comparison(name: str, start: np.ndarray) -> Comparison:
     candidates = [
         Candidate("projgrad", lambda: project_(w, constraint), restore),
         Candidate("projgrad, NumPy", lambda: constraint.project(start)),
-        *fastprox(start, "fastprox.isotonic(x, axis=-1, threads=1)"),
+        *fastprox(start, "fastprox.isotonic(x, axis=-1, threads={threads})", torch.get_num_threads()),
         *(Candidate(peer, lambda f=f: [f(row) for row in start]) for peer, f in _peers().items()),  # type: ignore[misc]
     ]
     limits = {"fastprox": 2.0, "scikit-learn": 1.0} if name == "noise" else {}

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Iterator
-from types import ModuleType
 
 import numpy as np
 import torch
 
 from benchmarks.harness import Candidate, Comparison, floors
-from benchmarks.peers import fastprox
+from benchmarks.peers import chop, fastprox
 from projgrad import Constraint, NuclearNorm, Orthogonal, PositiveSemidefinite, SpectralNorm
 from projgrad.torch import project_
 
@@ -107,13 +105,10 @@ def shrink(w: torch.Tensor, radius: float) -> torch.Tensor:
 
 
 def _chop(radius: float) -> Calls:
-    for name in ("torchvision", "torchvision.datasets", "torchvision.transforms"):  # which it imports and we need not
-        sys.modules.setdefault(name, ModuleType(name))
-    try:
-        from chop.constraints import NuclearNormBall
-    except ImportError:
+    constraints = chop()
+    if constraints is None:
         return {}
-    ball = NuclearNormBall(radius)
+    ball = constraints.NuclearNormBall(radius)
     return {"chop": lambda w: ball.prox(w[None])}
 
 

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Iterator
-from types import ModuleType
 from typing import Any
 
 import numpy as np
 import torch
 
 import projgrad as pg
+from benchmarks import peers
 from benchmarks.harness import Candidate, Comparison, floors
-from benchmarks.peers import fastprox
 
 Calls = dict[str, Callable[[], object]]
 
@@ -59,8 +57,8 @@ def _in_torch(
     quick: bool,
 ) -> Iterator[Comparison]:
     x = torch.from_numpy(values)
-    others = fastprox(values, f"{peer}(x, 1.0, axis=1, threads={torch.get_num_threads()})", torch.get_num_threads())
-    chop = _chop()
+    others = peers.fastprox(values, f"{peer}(x, 1.0, axis=1, threads={{threads}})", torch.get_num_threads())
+    chop = peers.chop()
     row = x[0].clone()
     eager: Calls = {"projgrad": lambda: constraint.project(x), "sort": lambda: by_sort(x)}
     long = values.shape[-1] > SHORT and not quick
@@ -136,17 +134,6 @@ def _capped(values: np.ndarray) -> Iterator[Comparison]:
     }
     calls: Calls = {n: lambda f=f: jax.block_until_ready(f(given)) for n, f in functions.items()}  # type: ignore[misc]
     yield _comparison(constraint, "JAX jit", calls, values, goals={"jaxopt": 1.0})
-
-
-def _chop() -> Any:
-    """chop's constraints; it imports torchvision, of which these need nothing."""
-    for name in ("torchvision", "torchvision.datasets", "torchvision.transforms"):
-        sys.modules.setdefault(name, ModuleType(name))
-    try:
-        import chop.constraints
-    except ImportError:
-        return None
-    return chop.constraints
 
 
 def _comparison(

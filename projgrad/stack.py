@@ -13,7 +13,16 @@ from projgrad.sets.morphology import Extensive, StructuringElement
 from projgrad.sets.norms import MaxNorm, MinMaxNorm, UnitNorm
 from projgrad.slices import Slices
 
-__all__ = ["stacked"]
+__all__ = ["is_hashable", "stacked"]
+
+
+def is_hashable(key: object) -> bool:
+    """Whether this can be a key of a dict, which a set of the user's need not be."""
+    try:
+        hash(key)
+    except TypeError:
+        return False
+    return True
 
 
 def stacked(constraint: Constraint, ndim: int) -> Constraint | None:

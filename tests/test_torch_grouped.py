@@ -184,10 +184,25 @@ def test_an_unhashable_set_of_the_users_is_projected_alone() -> None:
         def solve(self, x: Any, xp: Any, metric: Any = None) -> Any:
             return pg.NonNeg().solve(x, xp)
 
-    named = parameters(rows(3))
-    optimizer = kept(named, Mine())
-    assert stacks(optimizer) == []
-    assert all((x >= 0).all() for _, x in named)
+    for compiled in (False, True):
+        named = parameters(rows(3))
+        optimizer = kept(named, Mine(), compile=compiled)
+        assert stacks(optimizer) == []
+        optimizer.project()
+        assert all((x >= 0).all() for _, x in named)
+
+
+def test_few_groups_outside_of_a_large_stack_of_complex_parameters() -> None:
+    values = rows(40, (64, 64)).to(torch.complex64) * 1e-3
+    values[::3, ::13] *= 1e3
+    named = parameters(values, torch.complex64)
+    optimizer = kept(named, pg.MaxNorm(0.5, axis=1))
+    assert stacks(optimizer) == [40]
+    fill(named, values)
+    optimizer.project()
+    for (_, x), value in zip(named, values, strict=True):
+        assert torch.equal(x.detach(), project_(value.clone(), pg.MaxNorm(0.5, axis=1)))
+    assert max(torch.linalg.vector_norm(x.detach(), dim=1).max() for _, x in named) < 0.500001
 
 
 def test_parameters_that_are_not_alike_any_more() -> None:

@@ -46,7 +46,7 @@ LOOKS = {
     "Intersection",
     "CappedSimplex",
 }
-LOOKS_IN_METRIC = {"SecondOrderCone", "GroupL1Ball", "L1InfBall"}
+LOOKS_IN_METRIC = {"SecondOrderCone", "GroupL1Ball", "L1InfBall", "tangent of Simplex"}
 
 # of tensors, in Python; and those that copy numbers from the host
 LOOKING = {"__bool__", "__float__", "__int__", "__index__", "__contains__", "__array__"}
@@ -243,7 +243,10 @@ EACH = [(sample, way) for sample in samples() for way in sample.ways]
 
 def loops(sample: Sample, way: str) -> bool:
     """Whether there is a loop so long that it looks."""
-    kind = type(sample.constraint).__name__
+    tag = sample.constraint
+    kind = type(tag).__name__
+    if getattr(tag, "tangent", None) in ("gradient", "update"):
+        kind = f"tangent of {type(tag.constraint).__name__}"
     return kind in LOOKS or (way == "step in its metric" and kind in LOOKS_IN_METRIC)
 
 

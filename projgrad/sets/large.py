@@ -16,13 +16,13 @@ __all__ = [
     "both",
     "fewest",
     "first_of",
+    "fraction",
+    "from_identity",
     "known",
     "last",
     "length",
     "near_polar",
-    "off",
     "polar",
-    "share",
     "turned",
     "unknown",
     "where_fine",
@@ -32,7 +32,7 @@ __all__ = [
 def near_polar(z: Array, e: Array, xp: Namespace) -> Array:
     """``z (z'z)^(-1/2)``, by its power series in ``e = 1 - z'z`` up to the degree 2 or 4; NaN where that is too low."""
     n, e2 = e.shape[-1], half_product(e, e, xp)  # no larger than its Frobenius norm
-    size, allowed = length(e2, xp), share(z) * math.sqrt(n) / 8
+    size, allowed = length(e2, xp), fraction(z) * math.sqrt(n) / 8
     short = size**1.5 / 3 <= allowed
     more = ~short & (size <= 0.1) & (0.5 * size**2.5 <= allowed * n**0.25)  # where that may be enough
     rest = xp.unless(~more, lambda _: half_product(e2, 0.3125 * e + (35 / 128) * e2, xp), xp.zeros_like(e2))
@@ -58,10 +58,10 @@ def polar(z: Array, g: Array, low: Array, high: Array, xp: Namespace) -> Array:
     slope = rise[0] - bend * (x[0] + x[1])
     level = y[0] - rise[0] * x[0] + bend * x[0] * x[1]
     z = level * z + xp.matmul(z, bend * half_product(g, g, xp) + slope * g)
-    return near_polar(z, off(half_product(z, z, xp), xp), xp)
+    return near_polar(z, from_identity(half_product(z, z, xp), xp), xp)
 
 
-def off(g: Array, xp: Namespace) -> Array:
+def from_identity(g: Array, xp: Namespace) -> Array:
     """How far matrices are off the identity: that less them."""
     return xp.astype(eye(g, xp), g.dtype) - g
 
@@ -90,7 +90,7 @@ def where_fine(fine: Array, y: Array, xp: Namespace) -> Array:
 
 def both(first: Array, second: Callable[[], Array], xp: Namespace) -> Array:
     """Both of two conditions, the second of which is not looked at where the first is false."""
-    return ~xp.unless(~first, lambda none: none | ~second(), ~first)
+    return xp.unless(~first, lambda first: first & second(), first)
 
 
 def fewest(above: Array, xp: Namespace) -> int:
@@ -110,7 +110,7 @@ def turned(z: Array, across: bool, xp: Namespace) -> Array:
     return xp.matrix_transpose(z) if across else z
 
 
-def share(z: Array) -> float:
+def fraction(z: Array) -> float:
     """How far a result may be off, as a part of the norm of the matrix."""
     return float(ACCURACY * tolerance(z.dtype, z.shape[-2] * z.shape[-1], 1.0))
 

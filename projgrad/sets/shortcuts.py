@@ -21,12 +21,12 @@ from projgrad.sets.large import (
     both,
     fewest,
     first_of,
+    fraction,
+    from_identity,
     last,
     length,
     near_polar,
-    off,
     polar,
-    share,
     turned,
     unknown,
     where_fine,
@@ -43,7 +43,7 @@ def clipped(v: Array, exact: Callable[[Array], Array], xp: Namespace, most: floa
     z, q = scaled(v, xp, most)
     across = v.shape[-2] < v.shape[-1]
     tall, size, c = turned(z, across, xp), length(z, xp), most / q
-    g, cap, near = half_product(tall, tall, xp), c * c, share(z)
+    g, cap, near = half_product(tall, tall, xp), c * c, fraction(z)
 
     def less(vectors: Array, values: Array) -> Array:
         root = xp.sqrt(values)
@@ -113,7 +113,7 @@ def shrunk(
 def raised(v: Array, exact: Callable[[Array], Array], xp: Namespace, least: float) -> Array:
     """Symmetric matrices with their eigenvalues below `least` raised to that."""
     z, q = scaled(v, xp, abs(least))
-    cap, allowed = -least / q, share(z) * length(z, xp) / 2
+    cap, allowed = -least / q, fraction(z) * length(z, xp) / 2
 
     def less(vectors: Array, values: Array) -> Array:
         return v + xp.matmul(vectors * (q * (values - cap)), xp.matrix_transpose(vectors))
@@ -131,7 +131,7 @@ def orthonormal(v: Array, exact: Callable[[Array], Array], xp: Namespace) -> Arr
     square = mean**2
     z = turned(xp.divide(v, mean), across, xp)  # a mean square of the values of 1
     g = half_product(z, z, xp)
-    e = off(g, xp)
+    e = from_identity(g, xp)
     away = xp.abs(1.0 - square) * math.sqrt(side) + square * length(e, xp)
 
     def by_gram(_: Array) -> Array:
@@ -149,4 +149,4 @@ def orthonormal(v: Array, exact: Callable[[Array], Array], xp: Namespace) -> Arr
         others = (by_polar, by_gram, exact) if side >= WIDE else (by_gram, exact)
         return first_of(others, turned(near_polar(z, e, xp), across, xp), xp)
 
-    return xp.unless(away <= share(v) * math.sqrt(side) / 4, outside, v)
+    return xp.unless(away <= fraction(v) * math.sqrt(side) / 4, outside, v)

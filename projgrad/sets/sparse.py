@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
-
-import numpy as np
 
 from projgrad.axes import Axis
 from projgrad.coupled import PairSet, VectorSet
@@ -165,9 +162,7 @@ def largest(v: Array, k: int, xp: Namespace) -> Array:
     size = v.shape[-1]
     if k >= size or k == 0:
         return (v == v) if k else (v != v)
-    least = xp.on_host(partial(_order_statistic, index=size - k), v)
-    if least is None:
-        least = xp.order_statistic(v, size - k)
+    least = xp.order_statistic(v, size - k)
     reached = v >= least
 
     def first() -> Array:
@@ -176,10 +171,6 @@ def largest(v: Array, k: int, xp: Namespace) -> Array:
         return above | (tied & (xp.cumulative_sum(xp.astype(tied, xp.int32), axis=-1) <= places))
 
     return xp.either(xp.sum(xp.astype(reached, xp.int32), axis=-1) == k, lambda: reached, first)
-
-
-def _order_statistic(v: np.ndarray, index: int) -> np.ndarray:
-    return np.partition(v, index, axis=-1)[..., index : index + 1]
 
 
 def at_most(k: int, these: Array, xp: Namespace) -> Array:

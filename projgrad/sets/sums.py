@@ -142,8 +142,18 @@ class _Linear(VectorSet):
 
         return Either(ok, quick, slow)
 
-    def along(self, v: Array, xp: Namespace, h: Array | None = None, *, below: bool) -> Array:
-        """`v`, moved along the normal, in the metric h, onto the plane; where it is `below`, not at all."""
+    @property
+    def cone(self) -> bool:  # type: ignore[override]
+        return isinstance(self.offset, float) and self.offset == 0
+
+    def nearest(self, v: Array, xp: Namespace) -> Array:
+        return self._along(v, xp)
+
+    def nearest_in(self, v: Array, h: Array, xp: Namespace) -> Array:
+        return self._along(v, xp, h)
+
+    def _along(self, v: Array, xp: Namespace, h: Array | None = None) -> Array:
+        """`v`, moved along the normal, in the metric h, onto the plane; not at all where the set goes on below it."""
         unit: Array = xp.constant(self._unit, v)  # type: ignore[attr-defined]
         offset = self.offset / self._length  # type: ignore[attr-defined]
         scale = comfortable(v, offset, xp)
@@ -155,7 +165,7 @@ class _Linear(VectorSet):
         way = unit if h is None else conjugate_normal(unit, h, xp, (-1,))
         moved = y - excess(y) * way
         moved = moved - excess(moved) * way  # what rounding left
-        if below:
+        if self.below:
             moved = xp.where(excess(xp.stop_gradient(y)) > 0, moved, y)
         return moved / scale
 
@@ -183,16 +193,6 @@ class Hyperplane(_Linear):
 
     affine = True
 
-    def nearest(self, v: Array, xp: Namespace) -> Array:
-        return self.along(v, xp, below=False)
-
-    def nearest_in(self, v: Array, h: Array, xp: Namespace) -> Array:
-        return self.along(v, xp, h, below=False)
-
-    @property
-    def cone(self) -> bool:  # type: ignore[override]
-        return isinstance(self.offset, float) and self.offset == 0
-
 
 @register()
 @dataclass(frozen=True, repr=False)
@@ -216,16 +216,6 @@ class Halfspace(_Linear):
     """
 
     below = True
-
-    def nearest(self, v: Array, xp: Namespace) -> Array:
-        return self.along(v, xp, below=True)
-
-    def nearest_in(self, v: Array, h: Array, xp: Namespace) -> Array:
-        return self.along(v, xp, h, below=True)
-
-    @property
-    def cone(self) -> bool:  # type: ignore[override]
-        return isinstance(self.offset, float) and self.offset == 0
 
 
 def to_sum(v: Array, total: float, xp: Namespace, w: Array | None = None) -> Array:

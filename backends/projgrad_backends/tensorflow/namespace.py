@@ -162,10 +162,7 @@ class TensorFlowNamespace(Namespace):
         go = lambda moving, *_: tf.reduce_any(moving)  # noqa: E731
         return tuple(tf.while_loop(go, lambda *s: tuple(step(*s)), state, maximum_iterations=most))
 
-    def order_statistic(self, x: tf.Tensor, index: int) -> tf.Tensor:
-        count = x.shape[-1] - index
-        if count > index + 1:
-            return -self.order_statistic(-x, count - 1)
+    def least_of_largest(self, x: tf.Tensor, count: int) -> tf.Tensor:
         return tf.math.top_k(x, count).values[..., -1:]
 
     def unless(self, done: Any, function: Callable[..., Any], x: tf.Tensor, *others: Any) -> tf.Tensor:

@@ -15,6 +15,7 @@ from projgrad.moves import Assign, Move
 from projgrad.namespace import native
 from projgrad.sets.box import Bounded
 from projgrad.sets.norms import MaxNorm, MinMaxNorm, UnitNorm
+from projgrad.stack import is_hashable
 from projgrad_backends.torch.inplace import find_move
 from projgrad_backends.torch.namespace import xp
 
@@ -40,7 +41,7 @@ class Compiled:
     def __call__(self, constraint: Constraint, x: Tensor, metric: Tensor | None, step: Any) -> Move:
         """The move from `x` to the nearest point; the arguments are those of `find_move`."""
         quick = isinstance(constraint, Bounded | MaxNorm | MinMaxNorm | UnitNorm) and metric is None
-        if quick or torch.compiler.is_compiling():
+        if quick or torch.compiler.is_compiling() or not is_hashable(constraint):
             return find_move(constraint, x, metric, step)
         key = (constraint, tuple(x.shape), x.dtype, x.device, metric is None)
         try:

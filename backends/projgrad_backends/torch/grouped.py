@@ -19,7 +19,7 @@ from projgrad.constraint import Constraint
 from projgrad.moves import Clip, Scale
 from projgrad.plan import PlanEntry
 from projgrad.sets.box import Bounded
-from projgrad.stack import stacked
+from projgrad.stack import is_hashable, stacked
 from projgrad_backends.torch.inplace import Find, Located, carry_out, find_move, has_numbers
 from projgrad_backends.torch.norms import scale_
 
@@ -93,11 +93,7 @@ def _key(entry: PlanEntry, groups: Sequence[dict[str, Any]]) -> Any:
     if entry.layout is not None or type(x) not in _PLAIN or x.layout != torch.strided or not 0 < x.numel() <= _LARGE:
         return None
     key = entry.tag, tuple(x.shape), x.dtype, x.device, g if entry.in_metric else None
-    try:
-        hash(key)
-    except TypeError:  # a set of the user's
-        return None
-    return key
+    return key if is_hashable(key) else None
 
 
 class Stack:
@@ -134,7 +130,8 @@ class Stack:
         except RuntimeError:  # of other shapes or devices, or without a nearest point: each by itself says it better
             return False
         if isinstance(move, Scale):
-            written = scale_(x, move, self._multiplier(tensors))
+            multiply = self._multiplier(tensors)
+            written = scale_(x, move, multiply) or multiply is None
         else:
             carry_out(x, move)
             written = True

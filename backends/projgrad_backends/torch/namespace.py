@@ -86,7 +86,7 @@ class TorchNamespace(EagerNamespace):
         return x.detach()
 
     def graft(self, value: torch.Tensor, derivative: torch.Tensor) -> torch.Tensor:
-        if not derivative.requires_grad:
+        if not self.may_differentiate(derivative):
             return value
         return value.detach() - (derivative.detach() - derivative)  # -0 - 0 is -0
 
@@ -102,7 +102,7 @@ class TorchNamespace(EagerNamespace):
         return self.can_look(x) and type(x) in _PLAIN and not torch._C._are_functorch_transforms_active()
 
     def may_differentiate(self, x: torch.Tensor) -> bool:
-        return x.requires_grad and torch.is_grad_enabled()
+        return (x.requires_grad and torch.is_grad_enabled()) or forward_ad._current_level >= 0
 
     # PyTorch branches on every entry here, which takes up to twenty times as long on a CPU
 
@@ -167,10 +167,7 @@ class TorchNamespace(EagerNamespace):
     def sign(self, x: torch.Tensor) -> torch.Tensor:
         return torch.where(x.isnan(), x, torch.sign(x))  # the other one writes through a mask, which stops the device
 
-    def order_statistic(self, x: torch.Tensor, index: int) -> torch.Tensor:
-        count = x.shape[-1] - index
-        if count > index + 1:
-            return -self.order_statistic(-x, count - 1)
+    def least_of_largest(self, x: torch.Tensor, count: int) -> torch.Tensor:
         return torch.topk(x, count, sorted=False).values.amin(-1, keepdim=True)
 
     def solve(self, matrix: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
