@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from fractions import Fraction
 from typing import Any, cast
 
 import numpy as np
@@ -319,3 +320,49 @@ def test_two_arrays_compile() -> None:
         torch._dynamo.reset()
         compiled = torch.compile(constraint.project, fullgraph=True, backend="aot_eager")
         torch.testing.assert_close(compiled(x), constraint.project(x))
+
+
+def exactly(x: np.ndarray, total: float, lower: float, upper: float) -> np.ndarray:
+    """The nearest point of a capped simplex in rational numbers: the sum is linear between the sorted ends."""
+    values = [Fraction(float(v)) for v in x]
+    bounds = [None if math.isinf(bound) else Fraction(bound) for bound in (lower, upper)]
+    ends = sorted({v - bound for v in values for bound in bounds if bound is not None})
+
+    def at(t: Fraction) -> list[Fraction]:
+        low, high = bounds
+        moved = [v - t for v in values]
+        return [v if low is None else max(v, low) for v in (v if high is None else min(v, high) for v in moved)]
+
+    left = [t for t in ends if sum(at(t)) >= total]
+    start = max(left, default=ends[0] - 1)
+    here, after = at(start), at(start + Fraction(1, 2**200))
+    slope = (sum(here) - sum(after)) * 2**200
+    t = start + ((sum(here) - Fraction(total)) / slope if slope else 0)
+    return np.array([float(y) for y in at(t)])
+
+
+RNG = np.random.default_rng(0)
+
+
+@pytest.mark.parametrize(
+    ("x", "total", "lower", "upper"),
+    [
+        (np.array([0, 1, 0, -1, -1, 0, -2, -1, -1, -2, 2, -1, 1, -3, 0, 3, -1]) * 1e8, -10.0, -1.0, 2.0),
+        (RNG.standard_normal(17) * 1e16, 17.0, 0.0, 1.0),
+        (RNG.standard_normal(100) * 1e20, 100.0, 0.0, math.inf),
+        (2.0 ** RNG.integers(0, 40, 40) * RNG.choice([-1, 1], 40), 4.4, -1.0, 2.0),
+        (np.append(RNG.standard_normal(40), 1e30), 3.0, 0.0, math.inf),
+        (np.full(17, 1e30), 16.0, 0.0, math.inf),
+        (np.array([3e37, -3e37]), 1.2, -1.0, 2.0),
+        (np.array([3e38, -3e38]), 1.2, -1.0, 2.0),
+    ],
+)
+def test_bounds_closer_than_the_digits_of_the_entries(
+    framework: Framework, x: np.ndarray, total: float, lower: float, upper: float
+) -> None:
+    x = x.astype("float32")
+    constraint = pg.CappedSimplex(total, lower, upper)
+    with np.errstate(over="ignore"):
+        y = framework.read(framework.project(constraint, framework.make(x[None], "float32")))[0]
+    expected = exactly(x, total, lower, upper)
+    np.testing.assert_allclose(y, expected, rtol=1e-5, atol=1e-5 * (1 + np.abs(expected).max()))

@@ -392,3 +392,11 @@ def test_copies_compile_too_and_take_no_code_with_them(monkeypatch: pytest.Monke
         other.project()
         assert len(other._find._functions) == 1
     assert optimizer.state_dict().keys() == kept(parameters(rows(3)), pg.Simplex(1.0, axis=1)).state_dict().keys()
+
+
+@pytest.mark.parametrize("rule", [pg.MaxNorm(0.05, axis=None), pg.UnitNorm(axis=None), pg.Simplex(0.05, axis=None)])
+def test_numbers_are_projected_alone(rule: Any) -> None:
+    named = parameters(torch.tensor([3.0, 4.0]))
+    optimizer = kept(named, rule)
+    assert stacks(optimizer) == []
+    assert [x.detach() for _, x in named] == [project_(torch.tensor(v), rule) for v in (3.0, 4.0)]

@@ -131,7 +131,8 @@ def within_bounds(
     for rough in (True, False):  # the second time from v - t w, where the digits that v has beyond it are not lost
         t = _threshold(xp.stop_gradient(v), total, lower, upper, xp, w, rough, finite)
         v = v - scaled(t, w, xp)
-        v = v if w is None else xp.where(v > most, most, xp.where(v < -most, -most, v))  # `t w` may be infinite
+        if w is not None or v.shape[-1] <= _FEW:  # which may overflow
+            v = xp.where(v > most, most, xp.where(v < -most, -most, v))
     fixed = xp.stop_gradient(v)
     free = (fixed > lower) & (fixed < upper)
     bound = xp.where(fixed > lower, upper, lower)
@@ -227,6 +228,9 @@ def _searched(
         rate = xp.where(slope > 0, xp.times(xp.abs(f), slope), most)
         slow = xp.where((0.5 * b - 0.5 * a > 0.5 * width) & (rate > 0.5 * least), slow + 1, 0.0)
         newton = t + f / xp.where(slope > 0, slope, 1.0)
+        # less than a digit of t may still be more than there is between the bounds
+        least_step = digit * xp.abs(t)
+        newton = xp.where(newton == t, xp.where(right, t + least_step, t - least_step), newton)
         good = (slope > 0) & (newton >= a) & (newton <= b) & (slow < 2)
         half = 0.5 * b - 0.5 * a
         middle, chord = a + half, a + half * (2 * (fa / (fa - fb)))
@@ -236,20 +240,26 @@ def _searched(
         return moving, t, a, b, fa, fb, xp.where(good, piece, math.nan), xp.minimum(rate, least), slow
 
     unit = precision(v.dtype).compute_unit
-    slack = 2 * unit * xp.abs(total[0])
+    slack, digit = 2 * unit * xp.abs(total[0]), 2 * unit
     a, b = _ends(v, total, lower, upper, xp, w, finite)
+    a, b = a - digit * xp.abs(a), b + digit * xp.abs(b)  # they are rounded
     t = xp.minimum(xp.maximum(t, a), b)
     enough = 0.0 * t
     if rough:  # what rounding may make of the sum
         y = xp.minimum(xp.maximum(v - scaled(t, w, xp), lower), upper)
-        enough = slack + 8 * unit * xp.accurate_sum(xp.abs(y), (-1,))
+        sizes = xp.accurate_sum(xp.abs(y), (-1,))
+        for below in (-lower, upper):  # at the end, the sizes are no more than the total and twice what is on one side
+            side = xp.accurate_sum(xp.maximum(below, xp.zeros_like(below)), (-1,)) * (v.shape[-1] / below.shape[-1])
+            sizes = xp.minimum(sizes, xp.abs(total[0]) + 2 * side)
+        enough = slack + 8 * unit * sizes
     zero = xp.zeros_like(t)
     none, most = zero + math.nan, zero + xp.largest(t.dtype)
     _, t, a, b, *_ = xp.iterate(step, (xp.isfinite(t), t, a, b, none, none, none, most, zero), _MOST_SEARCHED)
     # where no number is left between the ends, what gets from one bound to the other there decides
     last, first = (v - scaled(end, w, xp) for end in (b, a))
     free = (last < upper) & (first > lower)
-    rest = share(excess(xp.where(free, v, xp.where(first <= lower, lower, upper)), total, xp), free, xp, w)
+    # from a on, as a sum of the entries themselves has fewer digits
+    rest = a + share(excess(xp.where(free, first, xp.where(first <= lower, lower, upper)), total, xp), free, xp, w)
     middle, none = a + (0.5 * b - 0.5 * a), ~xp.any(free, axis=-1, keepdims=True)
     return xp.where(((middle > a) & (middle < b)) | none, t, xp.minimum(xp.maximum(rest, a), b))
 

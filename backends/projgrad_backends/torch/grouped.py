@@ -90,7 +90,9 @@ def _key(entry: PlanEntry, groups: Sequence[dict[str, Any]]) -> Any:
     """What the parameters of a stack have in common; None for one that is in no stack."""
     g, i = entry.handles[0]
     x = groups[g]["params"][i]
-    if entry.layout is not None or type(x) not in _PLAIN or x.layout != torch.strided or not 0 < x.numel() <= _LARGE:
+    if entry.layout is not None or type(x) not in _PLAIN or x.layout != torch.strided:
+        return None
+    if not x.ndim or not 0 < x.numel() <= _LARGE:  # a number has no axis that could become another
         return None
     key = entry.tag, tuple(x.shape), x.dtype, x.device, g if entry.in_metric else None
     return key if is_hashable(key) else None
