@@ -195,8 +195,7 @@ def test_an_unhashable_set_of_the_users_is_projected_alone() -> None:
 def test_few_groups_outside_of_a_large_stack_of_complex_parameters() -> None:
     values = rows(40, (64, 64)).to(torch.complex64) * 1e-3
     values[::3, ::13] *= 1e3
-    named = parameters(values, torch.complex64)
-    optimizer = kept(named, pg.MaxNorm(0.5, axis=1))
+    optimizer = kept(named := parameters(values, torch.complex64), pg.MaxNorm(0.5, axis=1))
     assert stacks(optimizer) == [40]
     fill(named, values)
     optimizer.project()
@@ -397,6 +396,5 @@ def test_copies_compile_too_and_take_no_code_with_them(monkeypatch: pytest.Monke
 @pytest.mark.parametrize("rule", [pg.MaxNorm(0.05, axis=None), pg.UnitNorm(axis=None), pg.Simplex(0.05, axis=None)])
 def test_numbers_are_projected_alone(rule: Any) -> None:
     named = parameters(torch.tensor([3.0, 4.0]))
-    optimizer = kept(named, rule)
-    assert stacks(optimizer) == []
+    assert stacks(kept(named, rule)) == []
     assert [x.detach() for _, x in named] == [project_(torch.tensor(v), rule) for v in (3.0, 4.0)]
