@@ -29,6 +29,7 @@ from benchmarks.harness import (
     Result,
     environment,
     goals,
+    load,
     measure,
     on_cores,
     overview,
@@ -138,22 +139,24 @@ def main(argv: Sequence[str] | None = None) -> None:
     about = environment()
     versions = ", ".join(f"{name} {version}" for name, version in about["versions"].items())
     print(f"{about['processor']}, {about['cores']} cores, Python {about['python']}, {versions}\n", flush=True)
-    results: dict[str, list[Result]] = {name: [] for name in args.names or BENCHMARKS}
+    names = args.names or list(BENCHMARKS)
+    args.out.mkdir(parents=True, exist_ok=True)
     for threads in args.threads:
         with on_cores(threads):
-            for name, found in results.items():
+            for name in names:
+                found = []
                 for comparison in BENCHMARKS[name](args.quick):
                     result = measure(comparison, threads=threads, rounds=args.rounds, memory=peak_memory)
                     found.append(result)
                     title = f"{result.title}; threads: {threads}; median of {args.rounds}"
                     print(f"{title}\n\n{table(result)}\n", flush=True)
+                save(found, args.out / f"{name}.json", about)
 
-    args.out.mkdir(parents=True, exist_ok=True)
-    for name, found in results.items():
+    for name in names:
+        found = load(args.out / f"{name}.json")[1]
         print(f"{name}, times as multiples of the first:\n\n{overview(found)}\n")
         if reached := goals(found):
             print(f"{name}, projgrad's time as a multiple of others:\n\n{reached}\n")
-        save(found, args.out / f"{name}.json")
         if name in SHOWN:
             print(f"{SHOWN[name][0](found)}\n")
         SHOWN.get(name, (None, draw))[1](found, args.out / f"{name}.png")

@@ -30,7 +30,7 @@ __all__ = [
     "environment",
     "floors",
     "goals",
-    "loaded",
+    "load",
     "measure",
     "on_cores",
     "overview",
@@ -274,14 +274,25 @@ def _processor() -> str:
     return names[0] if names else platform.processor()
 
 
-def save(results: Iterable[Result], path: Path) -> None:
-    """Write results with the machine and the versions as JSON."""
-    path.write_text(
-        json.dumps({"environment": environment(), "results": [asdict(r) for r in results]}, indent=1) + "\n"
-    )
+def save(results: Sequence[Result], path: Path, about: dict[str, Any]) -> None:
+    """Write results, with the machine and the versions `about`, as JSON.
+
+    What the file has of other numbers of threads stays in it, if the machine and the versions are the same.
+    """
+    kept: list[Result] = []
+    if path.exists():
+        before, old = load(path)
+        if before | {"date": None} == about | {"date": None}:
+            kept = [r for r in old if r.threads not in {result.threads for result in results}]
+    every = sorted([*kept, *results], key=lambda r: r.threads)
+    path.write_text(json.dumps({"environment": about, "results": [asdict(r) for r in every]}, indent=1) + "\n")
 
 
-def loaded(entry: Mapping[str, Any]) -> Result:
-    """A result as it was before `save`."""
-    timings = tuple(Timing(**t) for t in entry["timings"])
-    return Result(**{**entry, "timings": timings, "goals": tuple(map(tuple, entry.get("goals", ())))})
+def load(path: Path) -> tuple[dict[str, Any], list[Result]]:
+    """What was saved: the machine and the versions, and the results."""
+    saved = json.loads(path.read_text())
+    results = []
+    for entry in saved["results"]:
+        timings, reached = tuple(Timing(**t) for t in entry["timings"]), tuple(map(tuple, entry["goals"]))
+        results.append(Result(**entry | {"timings": timings, "goals": reached}))
+    return saved["environment"], results

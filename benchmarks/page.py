@@ -2,26 +2,24 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from benchmarks.harness import goals, loaded, overview
+from benchmarks.harness import goals, load, overview
 
 __all__ = ["write"]
 
 
 def write(folder: Path, names: Iterable[str]) -> None:
     """Write `README.md` into a folder from the JSON files of benchmarks that are there, in the order of `names`."""
-    found = {name: json.loads((folder / f"{name}.json").read_text()) for name in names if _is_in(folder, name)}
-    results = {name: [loaded(entry) for entry in saved["results"]] for name, saved in found.items()}
+    found = {name: load(path) for name in names if (path := folder / f"{name}.json").exists()}
     lines = [
         "# Results",
         "",
         "Written by `python -m benchmarks`; what is measured, and how, is in [benchmarks](../README.md).",
     ]
-    if reached := goals(result for of_one in results.values() for result in of_one):
+    if reached := goals(result for _, results in found.values() for result in results):
         lines += [
             "",
             "## Goals",
@@ -30,15 +28,11 @@ def write(folder: Path, names: Iterable[str]) -> None:
             "",
             reached,
         ]
-    for name, of_one in results.items():
-        about, rounds = found[name]["environment"], of_one[0].rounds
-        lines += ["", f"## {name}", "", f"{_machine(about)}; medians of {rounds}. Times as multiples of the first."]
-        lines += ["", overview(of_one), "", f"![{name}]({name}.png)"]
+    for name, (about, results) in found.items():
+        where = f"{_machine(about)}; medians of {results[0].rounds}"
+        lines += ["", f"## {name}", "", f"{where}. Times as multiples of the first."]
+        lines += ["", overview(results), "", f"![{name}]({name}.png)"]
     (folder / "README.md").write_text("\n".join(lines) + "\n")
-
-
-def _is_in(folder: Path, name: str) -> bool:
-    return (folder / f"{name}.json").exists()
 
 
 def _machine(about: dict[str, Any]) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from itertools import islice
 
 import numpy as np
@@ -14,7 +15,20 @@ torch = pytest.importorskip("torch")
 import projgrad as pg
 from benchmarks import convergence, root_steps
 from benchmarks.__main__ import BENCHMARKS, main
-from benchmarks.harness import Candidate, Comparison, Elapsed, goals, measure, overview, peak_memory, table
+from benchmarks.harness import (
+    Candidate,
+    Comparison,
+    Elapsed,
+    Result,
+    Timing,
+    goals,
+    load,
+    measure,
+    overview,
+    peak_memory,
+    save,
+    table,
+)
 from projgrad.torch import project_
 
 QUICK = ("max_norm", "metric")  # the others take longer
@@ -81,6 +95,19 @@ def test_medians_and_ratios():
     assert log[1::2] == ["b", "a", "a", "b", "b", "a", "a", "b"]
     assert "2.00" in table(result)
     assert overview([result]).splitlines()[-1].split("|")[1:-1] == [" t ", "       1 ", " 2e+03 ", " 2.00 "]
+
+
+def test_results_of_other_numbers_of_threads_are_kept(tmp_path):
+    here, path = {"cores": 2, "date": "2026-01-01"}, tmp_path / "b.json"
+    one, two, three = (Result("t", n, 1, (Timing("a", 1.0 * n, (1.0, 1.0), {"a": 1.0}),), (("a", 2, 1.0),)) for n in (1, 2, 3))
+    save([two], path, here)
+    save([one], path, here | {"date": "2026-01-02"})
+    assert load(path) == (here | {"date": "2026-01-02"}, [one, two])
+    again = replace(two, rounds=5)
+    save([again, three], path, here)
+    assert load(path) == (here, [one, again, three])
+    save([three], path, here | {"cores": 4})  # another machine
+    assert load(path) == (here | {"cores": 4}, [three])
 
 
 @pytest.mark.parametrize(("references", "rounds"), [(["other"], 1), (["a"], 0)])

@@ -124,7 +124,7 @@ class _Linear(VectorSet):
             return slow()
         parts, last = self.parts(len(x.shape)), (-1,)
         v = arrange(xp.upcast(x), parts, xp)
-        unit: Array = xp.constant(self._unit, v)  # type: ignore[attr-defined]
+        unit = xp.constant(self._unit, v)  # type: ignore[attr-defined]
         offset = self.offset / self._length  # type: ignore[attr-defined]
         fixed, part = xp.stop_gradient(v), xp.accurate_sum(xp.times(v, unit), last)
         squares, along = xp.accurate_sum(xp.times(fixed, fixed), last), xp.abs(xp.stop_gradient(part))
