@@ -110,10 +110,14 @@ class CappedSimplex(VectorSet):
         means = tuple(math.fsum(values) / max(len(values), 1) for values in (*bounds, sizes))
         object.__setattr__(self, "_means", means)
 
-    @property
-    def _finite(self) -> bool:
-        """Whether both bounds are known to be finite numbers."""
-        return all(isinstance(bound, float) and not is_infinite(bound) for bound in (self.lower, self.upper))
+    def _fill(self, size: int) -> float | None:
+        """As `within_bounds` asks for it."""
+        lower, upper = self.lower, self.upper
+        if not all(isinstance(bound, float) and not is_infinite(bound) for bound in (lower, upper)):
+            return None
+        if not isinstance(self.total, float) or lower == upper:
+            return math.nan
+        return (self.total / size - lower) / (upper - lower)
 
     def check_sizes(self, *sizes: int) -> None:
         for name in ("lower", "upper"):
@@ -127,17 +131,21 @@ class CappedSimplex(VectorSet):
                 f"{most:g}, which total={total:g} is not"
             )
 
-    def holds(self, v: Array, xp: Namespace) -> Array:
+    def holds(self, v: Array, xp: Namespace) -> Array | None:
+        if isinstance(self.lower, float) and isinstance(self.upper, float):
+            sides = [xp.min(v, axis=-1) >= 0] if self.lower == 0 else []
+            sides += [xp.max(v, axis=-1) <= 0] if self.upper == 0 else []
+            return sides[0] & sides[-1] if sides else None
         lower, upper = (native_group(bound, v, xp) for bound in (self.lower, self.upper))
         return xp.all(((v >= lower) | (lower != 0)) & ((v <= upper) | (upper != 0)), axis=-1)
 
     def nearest(self, v: Array, xp: Namespace) -> Array:
         lower, upper = (native_group(bound, v, xp) for bound in (self.lower, self.upper))
-        return within_bounds(v, self.total, lower, upper, xp, finite=self._finite)
+        return within_bounds(v, self.total, lower, upper, xp, fill=self._fill(v.shape[-1]))
 
     def nearest_in(self, v: Array, h: Array, xp: Namespace) -> Array:
         lower, upper = (native_group(bound, v, xp) for bound in (self.lower, self.upper))
-        return within_bounds(v, self.total, lower, upper, xp, 1.0 / h, finite=self._finite)
+        return within_bounds(v, self.total, lower, upper, xp, 1.0 / h, self._fill(v.shape[-1]))
 
     has_tangent = True
 

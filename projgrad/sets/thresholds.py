@@ -19,6 +19,7 @@ _SHORT = 128  # entries, of which the tolerance allows for the rounding of the s
 _FEW = 16  # entries, which are quicker compared each with each
 _GROUPS = 256  # so many are worth a longer program without a loop
 _BLOCK = 32  # entries, of whose largest ones a first threshold is found
+_ALMOST = 0.8 / _BLOCK  # of the way between two bounds, up to which the largest ones of blocks can make up the sum
 _COUNTED = 2**24  # entries, which single precision can count
 
 
@@ -117,27 +118,60 @@ def _positive(y: Array, xp: Namespace) -> Array:
 
 
 def within_bounds(
-    v: Array, total: Any, lower: Array, upper: Array, xp: Namespace, w: Array | None = None, finite: bool = False
+    v: Array,
+    total: Any,
+    lower: Array,
+    upper: Array,
+    xp: Namespace,
+    w: Array | None = None,
+    fill: float | None = None,
 ) -> Array:
     """``clip(v - t w, lower, upper)`` along the last axis with the t for which it sums to `total`.
 
-    The bounds broadcast against `v`; `finite` where it is known that none of them is infinite.
+    The bounds broadcast against `v`. Where they are known to be finite numbers, `fill` says how far `total` is from the
+    least sum between them (0) on the way to the largest (1), or nan where that is not known.
     """
     # two arrays, as compiled loops take no numbers that may change, and single precision not all digits of this one
     large = total * (2.0**30 + 1)
     first = large - (large - total) if isinstance(total, float) else total
     total = tuple(xp.zeros_like(v[..., :1]) + part for part in (first, total - first))
     most = 1e-3 * xp.largest(v.dtype)
-    for rough in (True, False):  # the second time from v - t w, where the digits that v has beyond it are not lost
-        t = _threshold(xp.stop_gradient(v), total, lower, upper, xp, w, rough, finite)
+    reach = None
+    if fill is not None:
+        reach = xp.minimum(xp.maximum(-lower, upper), _sizes(total, lower, upper, v.shape[-1], xp))
+
+    def moved(v: Array, t: Array) -> Array:
         v = v - scaled(t, w, xp)
         if w is not None or v.shape[-1] <= _FEW:  # which may overflow
             v = xp.where(v > most, most, xp.where(v < -most, -most, v))
-    fixed = xp.stop_gradient(v)
-    free = (fixed > lower) & (fixed < upper)
-    bound = xp.where(fixed > lower, upper, lower)
-    y = v - scaled(share(excess(xp.where(free, v, bound), total, xp), free, xp, w), w, xp)  # with the derivative
-    return xp.where(free, xp.where(y < lower, lower, xp.where(y > upper, upper, y)), bound)
+        return v
+
+    def on_piece(v: Array) -> tuple[Array, Array, Array, Array]:
+        """Where the sum is linear around t = 0: what is free, all entries, its root, and what is left."""
+        fixed = xp.stop_gradient(v)
+        free = (fixed > lower) & (fixed < upper)
+        y = xp.where(free, v, xp.where(fixed > lower, upper, lower))
+        much, count = excess(y, total, xp, reach), counted(free, v.dtype, xp, w)
+        return free, y, much / xp.where(count > 0, count, 1.0), xp.where(count > 0, 0.0, xp.stop_gradient(xp.abs(much)))
+
+    def again() -> tuple[Array, Array]:
+        t = _threshold(xp.stop_gradient(v), total, lower, upper, xp, w, False, reach, fill)
+        return t, on_piece(moved(v, t))[2]
+
+    # from v - t w on, the digits that v has beyond it are not lost
+    v = moved(v, _threshold(xp.stop_gradient(v), total, lower, upper, xp, w, True, reach, fill))
+    free, y, rest, left = on_piece(v)
+    # mostly that is the piece with the root, or what gets from one to another up to there is too little to matter
+    shift = xp.stop_gradient(scaled(rest, w, xp))
+    last = xp.stop_gradient(v) - shift
+    inside = xp.minimum(xp.maximum(last, lower), upper)
+    past = xp.abs(xp.where(free, last, xp.stop_gradient(y)) - inside)
+    small = precision(v.dtype).compute_unit / math.sqrt(v.shape[-1])
+    # nor may so much be left that its own digits do
+    settled = xp.accurate_sum(past + small * (xp.abs(shift) - 4 * xp.abs(inside)), (-1,)) <= -left
+    t, rest = xp.either(settled, lambda: (0.0 * rest, rest), again)
+    y = moved(v, t) - scaled(rest, w, xp)
+    return xp.where(y <= lower, lower, xp.where(y >= upper, upper, y))
 
 
 def off_sum(v: Array, total: Any, xp: Namespace) -> Array:
@@ -155,17 +189,30 @@ def _threshold(
     xp: Namespace,
     w: Array | None,
     rough: bool,
-    finite: bool,
+    reach: Array | None,
+    fill: float | None,
 ) -> Array:
     """The t of `within_bounds`, as far as the digits of `v` tell it; `rough` where sums need not be so exact yet."""
-    if v.shape[-1] <= _FEW:
+    size = v.shape[-1]
+    if size <= _FEW:
         return _compared(v, total, lower, upper, xp, w)
     start = 0.0 * total[0]
-    if rough and v.shape[-1] >= 2 * _BLOCK:  # from that of some of the entries
-        few = [x if x is None or x.shape[-1] == 1 else x[..., ::_BLOCK] for x in (lower, upper, w)]
-        part = -(-v.shape[-1] // _BLOCK) / v.shape[-1]
-        start = _searched(v[..., ::_BLOCK], (total[0] * part, start), few[0], few[1], start, xp, few[2], rough, finite)
-    return _searched(v, total, lower, upper, start, xp, w, rough, finite)
+    if rough and size >= 2 * _BLOCK:  # from that of some of the entries
+        extreme = None
+        if fill is not None and w is None:
+            extreme = (xp.max, lower) if fill < _ALMOST else (xp.min, upper) if fill > 1 - _ALMOST else None
+        if extreme is None:
+            few = v[..., ::_BLOCK]
+            part = total[0] * (few.shape[-1] / size)
+        else:  # the largest ones of blocks, where nearly all others are at the lower bound, or the other way round
+            pick, bound = extreme
+            blocks = size // _BLOCK
+            tops = pick(xp.reshape(v[..., : blocks * _BLOCK], (*v.shape[:-1], _BLOCK, blocks)), axis=-2)
+            few = xp.concat([tops, v[..., blocks * _BLOCK :]], axis=-1)
+            part = total[0] - bound * (size - few.shape[-1])
+        lows, highs, ws = (x if x is None or x.shape[-1] == 1 else x[..., ::_BLOCK] for x in (lower, upper, w))
+        start = _searched(few, (part, start), lows, highs, start, xp, ws, rough, reach)
+    return _searched(v, total, lower, upper, start, xp, w, rough, reach)
 
 
 def _compared(
@@ -201,12 +248,12 @@ def _searched(
     xp: Namespace,
     w: Array | None,
     rough: bool,
-    finite: bool,
+    reach: Array | None,
 ) -> Array:
     """The t of `within_bounds` by Newton's method from a first one, between two ends that close in on it."""
 
     def off(y: Array) -> Array:
-        return xp.accurate_sum(y, (-1,)) - total[0] if rough else excess(y, total, xp)
+        return xp.accurate_sum(y, (-1,)) - total[0] if rough else excess(y, total, xp, reach)
 
     def step(moving: Array, t: Array, a: Array, b: Array, fa: Array, fb: Array, *others: Array) -> tuple[Array, ...]:
         last, least, slow = others
@@ -228,6 +275,7 @@ def _searched(
         rate = xp.where(slope > 0, xp.times(xp.abs(f), slope), most)
         slow = xp.where((0.5 * b - 0.5 * a > 0.5 * width) & (rate > 0.5 * least), slow + 1, 0.0)
         newton = t + f / xp.where(slope > 0, slope, 1.0)
+        last_step = xp.where(found & (slope > 0), xp.minimum(xp.maximum(newton, a), b), t)
         # less than a digit of t may still be more than there is between the bounds
         least_step = digit * xp.abs(t)
         newton = xp.where(newton == t, xp.where(right, t + least_step, t - least_step), newton)
@@ -235,33 +283,48 @@ def _searched(
         half = 0.5 * b - 0.5 * a
         middle, chord = a + half, a + half * (2 * (fa / (fa - fb)))
         further = xp.where(good, newton, xp.where((slow < 2) & (chord > a) & (chord < b), chord, middle))
-        moving = moving & ~found & (further != t) & (good | ((further > a) & (further < b)))
-        t = xp.where(moving, further, t)
-        return moving, t, a, b, fa, fb, xp.where(good, piece, math.nan), xp.minimum(rate, least), slow
+        going = moving & ~found & (further != t) & (good | ((further > a) & (further < b)))
+        t = xp.where(going, further, xp.where(moving, last_step, t) if rough else t)
+        return going, t, a, b, fa, fb, xp.where(good, piece, math.nan), xp.minimum(rate, least), slow
 
     unit = precision(v.dtype).compute_unit
     slack, digit = 2 * unit * xp.abs(total[0]), 2 * unit
-    a, b = _ends(v, total, lower, upper, xp, w, finite)
+    a, b = _ends(v, total, lower, upper, xp, w, reach is not None)
     a, b = a - digit * xp.abs(a), b + digit * xp.abs(b)  # they are rounded
     t = xp.minimum(xp.maximum(t, a), b)
     enough = 0.0 * t
     if rough:  # what rounding may make of the sum
-        y = xp.minimum(xp.maximum(v - scaled(t, w, xp), lower), upper)
-        sizes = xp.accurate_sum(xp.abs(y), (-1,))
-        for below in (-lower, upper):  # at the end, the sizes are no more than the total and twice what is on one side
-            side = xp.accurate_sum(xp.maximum(below, xp.zeros_like(below)), (-1,)) * (v.shape[-1] / below.shape[-1])
-            sizes = xp.minimum(sizes, xp.abs(total[0]) + 2 * side)
+        sizes = _sizes(total, lower, upper, v.shape[-1], xp)
+        if reach is None:
+            y = xp.minimum(xp.maximum(v - scaled(t, w, xp), lower), upper)
+            sizes = xp.minimum(sizes, xp.accurate_sum(xp.abs(y), (-1,)))
         enough = slack + 8 * unit * sizes
     zero = xp.zeros_like(t)
     none, most = zero + math.nan, zero + xp.largest(t.dtype)
     _, t, a, b, *_ = xp.iterate(step, (xp.isfinite(t), t, a, b, none, none, none, most, zero), _MOST_SEARCHED)
-    # where no number is left between the ends, what gets from one bound to the other there decides
-    last, first = (v - scaled(end, w, xp) for end in (b, a))
-    free = (last < upper) & (first > lower)
-    # from a on, as a sum of the entries themselves has fewer digits
-    rest = a + share(excess(xp.where(free, first, xp.where(first <= lower, lower, upper)), total, xp), free, xp, w)
-    middle, none = a + (0.5 * b - 0.5 * a), ~xp.any(free, axis=-1, keepdims=True)
-    return xp.where(((middle > a) & (middle < b)) | none, t, xp.minimum(xp.maximum(rest, a), b))
+    middle = a + (0.5 * b - 0.5 * a)
+    between = (middle > a) & (middle < b)
+
+    def closest() -> Array:
+        # where no number is left between the ends, what gets from one bound to the other there decides
+        last, first = (v - scaled(end, w, xp) for end in (b, a))
+        free = (last < upper) & (first > lower)
+        # from a on, as a sum of the entries themselves has fewer digits
+        y = xp.where(free, first, xp.where(first <= lower, lower, upper))
+        rest = a + share(excess(y, total, xp, reach), free, xp, w)
+        none = ~xp.any(free, axis=-1, keepdims=True)
+        return xp.where(between | none, t, xp.minimum(xp.maximum(rest, a), b))
+
+    return xp.either(between, lambda: t, closest)
+
+
+def _sizes(total: tuple[Array, Array], lower: Array, upper: Array, size: int, xp: Namespace) -> Array:
+    """The most that the sizes of `size` numbers add up to: the total, and twice what is on one side of 0."""
+    sides = []
+    for below in (-lower, upper):
+        side = xp.accurate_sum(xp.maximum(below, xp.zeros_like(below)), (-1,))
+        sides.append(side * (size / below.shape[-1]))
+    return xp.abs(total[0]) + 2 * xp.minimum(*sides)
 
 
 def _ends(
@@ -269,10 +332,13 @@ def _ends(
 ) -> tuple[Array, Array]:
     """Values of t from which on to the left the sum is not too small, and to the right not too large."""
     found = []
-    for bound, sign in ((upper, 1.0), (lower, -1.0)):
+    for bound, pick, sign in ((upper, xp.min, 1.0), (lower, xp.max, -1.0)):
+        if finite and w is None:
+            found.append(pick(v, axis=-1, keepdims=True) - bound)
+            continue
         ends = v - bound if w is None else (v - bound) / w
         if finite:
-            found.append(sign * xp.min(sign * ends, axis=-1, keepdims=True))
+            found.append(pick(ends, axis=-1, keepdims=True))
             continue
         bounded = xp.isfinite(ends)
         end = xp.min(xp.where(bounded, sign * ends, math.inf), axis=-1, keepdims=True)
@@ -284,9 +350,14 @@ def _ends(
 
 def share(much: Array, free: Array, xp: Namespace, w: Array | None = None) -> Array:
     """The t for which the sum along the last axis falls by so much, where every `free` entry falls by ``t w``."""
-    of_one = xp.astype(free, much.dtype)
-    count = xp.accurate_sum(of_one if w is None else xp.times(of_one, w), (-1,))
+    count = counted(free, much.dtype, xp, w)
     return much / xp.where(count > 0, count, 1.0)
+
+
+def counted(free: Array, dtype: Any, xp: Namespace, w: Array | None) -> Array:
+    """How many entries are `free`, or the sum of their w."""
+    of_one = xp.astype(free, dtype)
+    return xp.accurate_sum(of_one if w is None else xp.times(of_one, w), (-1,))
 
 
 def scaled(t: Array, w: Array | None, xp: Namespace) -> Array:
@@ -294,8 +365,8 @@ def scaled(t: Array, w: Array | None, xp: Namespace) -> Array:
     return t if w is None else xp.times(t, w)
 
 
-def excess(y: Array, total: tuple[Array, Array], xp: Namespace) -> Array:
-    """``sum(y) - total`` along the last axis, with the total in two parts.
+def excess(y: Array, total: tuple[Array, Array], xp: Namespace, reach: Array | None = None) -> Array:
+    """``sum(y) - total`` along the last axis, with the total in two parts; no entry is larger than `reach`, if given.
 
     One free entry makes up for the sum of all, in which its digits may be lost. So a long sum is taken in two parts,
     the first of multiples of one small number, which a sum of them is too, without any rounding.
@@ -303,7 +374,8 @@ def excess(y: Array, total: tuple[Array, Array], xp: Namespace) -> Array:
     size, (first, rest) = y.shape[-1], total
     if size <= _SHORT:
         return (xp.accurate_sum(y, (-1,)) - first) - rest
-    fixed = xp.stop_gradient(y)
-    large = (2.0 * size) * xp.max(xp.abs(fixed), axis=-1, keepdims=True)
+    if reach is None:
+        reach = xp.max(xp.abs(xp.stop_gradient(y)), axis=-1, keepdims=True)
+    fixed, large = xp.stop_gradient(y), (2.0 * size) * reach
     coarse = (fixed + large) - large
     return (xp.sum(coarse, axis=-1, keepdims=True) - first) + (xp.accurate_sum(y - coarse, (-1,)) - rest)
