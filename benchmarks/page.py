@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,19 +20,23 @@ def write(folder: Path, names: Iterable[str]) -> None:
         "",
         "Written by `python -m benchmarks`; what is measured, and how, is in [benchmarks](../README.md).",
     ]
-    if reached := goals(result for _, results in found.values() for result in results):
-        lines += [
-            "",
-            "## Goals",
-            "",
-            "projgrad's time as a multiple of another's, and the most that it should be.",
-            "",
-            reached,
-        ]
+    every = [result for _, results in found.values() for result in results]
+    number = sum(len(result.goals) for result in every)
+    missed = [replace(r, goals=tuple(goal for goal in r.goals if goal[2] > goal[1])) for r in every]
+    left = sum(len(result.goals) for result in missed)
+    if number:
+        reached = (
+            f"{number - left} of {number} are reached: projgrad's time as a multiple of another's, and the most that it"
+        )
+        lines += ["", "## Goals", "", f"{reached} should be, stand with each benchmark."]
+    if left:
+        lines += ["", "Not reached are", "", goals(missed)]
     for name, (about, results) in found.items():
         where = f"{_machine(about)}; medians of {results[0].rounds}"
         lines += ["", f"## {name}", "", f"{where}. Times as multiples of the first."]
         lines += ["", overview(results), "", f"![{name}]({name}.png)"]
+        if table := goals(results):
+            lines += ["", "Goals:", "", table]
     (folder / "README.md").write_text("\n".join(lines) + "\n")
 
 

@@ -199,6 +199,10 @@ class Namespace:
         """`x * by`, real or complex `x` by real `by`."""
         return x * by
 
+    def support(self, x: Array) -> Array:
+        """Where entries, none of which is negative, are above 0: 1 there as a number, else 0."""
+        return self.astype(x > 0, x.dtype)
+
     def accurate_sum(self, x: Array, axes: tuple[int, ...]) -> Array:
         """The sum over `axes`, kept as axes of length 1, with an error that grows as the logarithm of their length."""
         for axis in axes:

@@ -99,7 +99,9 @@ def test_medians_and_ratios():
 
 def test_results_of_other_numbers_of_threads_are_kept(tmp_path):
     here, path = {"cores": 2, "date": "2026-01-01"}, tmp_path / "b.json"
-    one, two, three = (Result("t", n, 1, (Timing("a", 1.0 * n, (1.0, 1.0), {"a": 1.0}),), (("a", 2, 1.0),)) for n in (1, 2, 3))
+    one, two, three = (
+        Result("t", n, 1, (Timing("a", 1.0 * n, (1.0, 1.0), {"a": 1.0}),), (("a", 2, 1.0),)) for n in (1, 2, 3)
+    )
     save([two], path, here)
     save([one], path, here | {"date": "2026-01-02"})
     assert load(path) == (here | {"date": "2026-01-02"}, [one, two])

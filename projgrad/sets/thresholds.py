@@ -50,7 +50,7 @@ def above_threshold(v: Array, total: Any, xp: Namespace, w: Array | None = None)
     # once more from v - t w, where the digits that v has beyond it are not lost, and with the derivative
     v = v - scaled(t, w, xp)
     y = _positive(xp.stop_gradient(v), xp)
-    above, differentiable = xp.astype(y > 0, y.dtype), xp.may_differentiate(v)
+    above, differentiable = xp.support(y), xp.may_differentiate(v)
     if differentiable:
         y = xp.where(above > 0, v, 0.0)
     if differentiable or count is None:
@@ -97,13 +97,12 @@ def _newton(
 
     def step(moving: Array, t: Array, count: Array, much: Array) -> tuple[Array, Array, Array, Array]:
         y = _positive(v - scaled(t, w, xp), xp)
-        above = xp.astype(y > 0, y.dtype)
         much = xp.accurate_sum(y, (-1,)) - total
-        further = t + share(much, above, xp, w)
+        many = counted(xp.support(y), y.dtype, xp, w)
+        further = t + much / xp.where(many > 0, many, 1.0)
         if v.shape[-1] > _COUNTED or w is not None:
             return further > t, xp.maximum(further, t), 1.0 * count, much
         # where as many are above t as were above the last one, it was the last step, whatever the digits of t say
-        many = xp.accurate_sum(above, (-1,))
         return many != count, xp.where(many == count, t, xp.maximum(further, t)), many, much
 
     most = _MOST

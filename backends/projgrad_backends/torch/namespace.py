@@ -38,6 +38,11 @@ def _is_plain(first: torch.Tensor, *others: Any, many: int = _MANY) -> bool:
     return not (torch.is_grad_enabled() and any(x.requires_grad for x in tensors))
 
 
+def _numbers(mask: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """A mask of many entries as numbers; PyTorch converts bools one by one."""
+    return mask.view(torch.uint8).to(dtype)
+
+
 def _folded(pick: Callable[..., torch.Tensor], x: torch.Tensor, axis: Any) -> torch.Tensor:
     """`x` at a quarter of its length along `axis`, with the same maxima or minima: compiled code takes one by one."""
     if not torch.compiler.is_compiling() or x.requires_grad or not isinstance(axis, int) or x.shape[axis] % 32:
@@ -111,9 +116,15 @@ class TorchNamespace(EagerNamespace):
         if not _is_plain(condition, x, y) or getattr(like, "dtype", None) not in _BITS:
             return self.module.where(condition, x, y)
         bits = _BITS[like.dtype]
-        mask = condition.to(bits).neg_()  # all bits or none
+        mask = _numbers(condition, bits).neg_()  # all bits or none
         x, y = (torch.as_tensor(v, dtype=like.dtype).view(bits) for v in (x, y))
         return (x ^ y).bitwise_and(mask).bitwise_xor(y).view(like.dtype)
+
+    def astype(self, x: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+        return _numbers(x, dtype) if x.dtype == torch.bool and _is_plain(x) else x.to(dtype)
+
+    def support(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.sign(x) if _is_plain(x) else super().support(x)
 
     def isfinite(self, x: torch.Tensor) -> torch.Tensor:
         quick = torch.compiler.is_compiling() or _is_plain(x)
