@@ -14,6 +14,7 @@ from torch._higher_order_ops.while_loop import while_loop
 from torch.autograd import forward_ad
 
 from projgrad.frozen import FrozenArray
+from projgrad.moves import Scale
 from projgrad.namespace import EagerNamespace
 
 __all__ = ["xp"]
@@ -81,10 +82,15 @@ class TorchNamespace(EagerNamespace):
         if not _is_plain(x, many=0) or x.is_complex() or torch._C._len_torch_dispatch_stack():
             return super().carried_out(x, find)
         from projgrad_backends.torch.inplace import carry_out  # which needs this module
+        from projgrad_backends.torch.norms import scaled
         from projgrad_backends.torch.norms import xp as in_place
 
-        y = x.detach().clone()  # in place, it takes fewer passes and calls
-        carry_out(y, find(y, in_place))
+        x = x.detach()
+        move = find(x, in_place)
+        if isinstance(move, Scale):
+            return scaled(x, move)
+        y = x.clone()  # in place, it takes fewer passes and calls
+        carry_out(y, move)
         return y
 
     def stop_gradient(self, x: torch.Tensor) -> torch.Tensor:

@@ -18,7 +18,7 @@ from projgrad.moves import Scale
 from projgrad.precision import precision, tolerance
 from projgrad_backends.torch.namespace import TorchNamespace
 
-__all__ = ["WIDE", "InPlaceNamespace", "parts", "scale_", "xp"]
+__all__ = ["WIDE", "InPlaceNamespace", "parts", "scale_", "scaled", "xp"]
 
 WIDE = (torch.float64, torch.complex128)
 _HALF = (torch.float16, torch.bfloat16)
@@ -219,24 +219,44 @@ def _limits(dtype: torch.dtype, size: int, low: float | None, high: float) -> tu
     return None
 
 
+def scaled(x: torch.Tensor, move: Scale) -> torch.Tensor:
+    """What a scaling of the groups of a real array leads to, in a new one."""
+    limits = _limits_of(x, move) if move.m is None and xp.can_look(x) and x.dtype not in _HALF else None
+    found = None if limits is None else _factors(x, move, *limits)
+    if found is None:
+        y = x.clone()
+        scale_(y, move)
+        return y
+    return x * found[0] if found else x.clone()
+
+
 def _scale_block_(x: torch.Tensor, move: Scale, below: float, above: float, multiply: Multiply | None = None) -> bool:
     """`scale_` of what is read once and multiplied while it is in the cache."""
-    norm = _norms(x, move.axes, move.size)
-    least, most = (1.0, norm.max().item()) if move.low is None else (edge.item() for edge in norm.aminmax())
-    if not (least > _LEAST and most < _MOST):  # one is NaN, or far away from 1
+    found = _factors(x, move, below, above)
+    if found is None:
         _scale_any_(x, move.measured(x, xp))
         return True
-    if below <= least and most <= above:
+    if not found:
         return False
+    if multiply is not None:
+        multiply(x, found[0])
+        return False
+    return _multiply_(x, found[0], found[1], move.axes)
+
+
+def _factors(x: torch.Tensor, move: Scale, below: float, above: float) -> Any:
+    """A factor per group, and which groups are kept; () where all are, and None where a norm is NaN or far from 1."""
+    norm = _norms(x, move.axes, move.size)
+    least, most = (1.0, norm.max().item()) if move.low is None else (edge.item() for edge in norm.aminmax())
+    if not (least > _LEAST and most < _MOST):
+        return None
+    if below <= least and most <= above:
+        return ()
     kept = norm <= above if move.low is None else norm.clamp(below, above) == norm
     to = norm.clamp(move.low, move.high)
     if move.rate != 1:
         to = norm.lerp(to, move.rate)
-    factor = to.div_(norm).masked_fill_(kept, 1.0)
-    if multiply is not None:
-        multiply(x, factor)
-        return False
-    return _multiply_(x, factor, kept, move.axes)
+    return to.div_(norm).masked_fill_(kept, 1.0), kept
 
 
 def _multiply_(x: torch.Tensor, factor: torch.Tensor, kept: torch.Tensor, axes: tuple[int, ...]) -> bool:
