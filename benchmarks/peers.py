@@ -61,13 +61,13 @@ def fastprox(array: np.ndarray, expression: str, threads: int = 1) -> list[Candi
     )
 
     def timed(what: str) -> Elapsed:
-        return ask(worker, what, f"fastprox could not do {expression}")
+        return Elapsed(ask(worker, what, f"fastprox could not do {expression}"))
 
     return [Candidate("fastprox", lambda: timed("call"), lambda: timed("restore"))]
 
 
-def ask(worker: subprocess.Popen[str], line: str, failure: str) -> Elapsed:
-    """What a process that answers lines with seconds says to this one.
+def ask(worker: subprocess.Popen[str], line: str, failure: str) -> str:
+    """What a process that answers lines says to this one.
 
     Raises:
         RuntimeError: it has ended.
@@ -78,7 +78,7 @@ def ask(worker: subprocess.Popen[str], line: str, failure: str) -> Elapsed:
     answer = back.readline()
     if not answer:
         raise RuntimeError(f"{failure}: see above")
-    return Elapsed(answer)
+    return answer
 
 
 def chop() -> Any:
