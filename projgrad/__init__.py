@@ -1,5 +1,6 @@
 """projgrad keeps the weights of a network inside a set while any optimizer trains them."""
 
+from projgrad import presets as presets
 from projgrad.constraint import Constraint as Constraint
 from projgrad.function import as_constraint as as_constraint
 from projgrad.intersection import Intersection as Intersection

@@ -17,7 +17,7 @@ from projgrad.joint import lay_out
 from projgrad.plan import Plan, PlanEntry
 from projgrad.tag import OPTIMIZER, Joint, Tag, as_tag, check_metric_name
 
-__all__ = ["Parameter", "Rules", "Use", "resolve"]
+__all__ = ["Parameter", "Rules", "Use", "resolve", "selects"]
 
 Choice = Constraint | Tag | Callable[..., Any] | None
 Rule = Choice | Mapping[str, Choice]
@@ -109,6 +109,16 @@ def resolve(
         if i not in selected and not unused:
             raise ValueError(_nothing(selector, attribute, parameters))
     return Plan(_checked(_entry(tag, members)) for tag, members in found.values())
+
+
+def selects(rules: Rules, parameter: Parameter) -> bool:
+    """Whether one of the rules selects the parameter, under any of its names.
+
+    Raises:
+        TypeError: a rule is not of the form that `resolve` takes.
+    """
+    pairs = list(_flatten(rules))
+    return any(_selects(selector, attribute, use) for selector, attribute, _ in pairs for use in parameter.uses)
 
 
 _Pair = tuple[str | type, str | None, Tag | None]
