@@ -145,6 +145,14 @@ class Keras(Layout):
         return {v.path.removeprefix("net/"): np.asarray(keras.ops.convert_to_numpy(v)) for v in model.weights}
 
 
+def filled(tree: Any) -> Any:
+    """A pytree of arrays that have shapes only, which compiles nothing, with numbers in them."""
+    import jax
+
+    rng = np.random.default_rng(0)
+    return jax.tree.map(lambda x: LARGE * rng.normal(size=x.shape).astype("float32"), tree)
+
+
 class InJax(Layout):
     needs = ("jax", "optax")
     embedding = "embedding"
@@ -172,10 +180,7 @@ class Nnx(InJax):
     name, needs = "nnx", ("jax", "optax", "flax.nnx")
 
     def model(self, **layers: tuple) -> Any:
-        import jax
         from flax import nnx
-
-        rngs = nnx.Rngs(0)
 
         class Dilation(nnx.Module):
             def __init__(self, n: int, rngs: Any) -> None:
@@ -188,11 +193,12 @@ class Nnx(InJax):
 
         class Net(nnx.Module):
             def __init__(self) -> None:
+                rngs = nnx.Rngs(0)
                 for name, (kind, *sizes) in layers.items():
                     setattr(self, name, make[kind](*sizes, rngs=rngs))
 
-        net = Net()
-        nnx.update(net, jax.tree.map(lambda x: LARGE * x, nnx.state(net, nnx.Param)))
+        net = nnx.eval_shape(Net)
+        nnx.update(net, filled(nnx.state(net, nnx.Param)))
         return net
 
     def tree(self, model: Any) -> Any:
@@ -226,8 +232,11 @@ class Equinox(InJax):
             "conv": lambda n, m, groups, key: eqx.nn.Conv2d(n, m, (3, 1), groups=groups, key=key),
             "morph": Dilation,
         }
-        net = Net({name: make[kind](*sizes, key=key) for name, (kind, *sizes) in layers.items()})
-        return jax.tree.map(lambda x: LARGE * x if eqx.is_array(x) else x, net)
+        return filled(
+            eqx.filter_eval_shape(
+                lambda: Net({name: make[kind](*sizes, key=key) for name, (kind, *sizes) in layers.items()})
+            )
+        )
 
 
 class Linen(InJax):

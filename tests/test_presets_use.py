@@ -70,7 +70,7 @@ def test_optax_trains_what_presets_say_of_nnx() -> None:
 
     model, x = Coder(nnx.Rngs(0)), jax.random.normal(jax.random.key(1), (30, 4))
     rules = presets.sae(model)
-    po.project_params(model, rules)
+    nnx.jit(lambda m: po.project_params(m, rules))(model)
     optimizer = nnx.Optimizer(model, po.projected(optax.adam(0.05), rules), wrt=nnx.Param)
 
     @nnx.jit
@@ -181,6 +181,7 @@ def test_an_input_convex_network_is_convex() -> None:
     torch.manual_seed(0)
     model, a, b = Convex(), torch.randn(500, 3), torch.randn(500, 3)
 
+    @torch.no_grad()
     def excess() -> float:
         return float((model((a + b) / 2) - (model(a) + model(b)) / 2).max())
 
