@@ -158,8 +158,10 @@ class Namespace:
     def order_statistic(self, x: Array, index: int) -> Array:
         """What stands at `index` along the last axis of `x` when that is sorted, with length 1; it is a constant."""
         found = self.on_host(partial(_partitioned, index=index), x)
-        if found is not None:
-            return found
+        return self.selected(x, index) if found is None else found
+
+    def selected(self, x: Array, index: int) -> Array:
+        """`order_statistic`, as the framework finds the largest entries."""
         count = x.shape[-1] - index
         return -self.least_of_largest(-x, index + 1) if count > index + 1 else self.least_of_largest(x, count)
 

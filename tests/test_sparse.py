@@ -167,3 +167,18 @@ def test_order_statistics_are_those_of_a_sort(framework: Framework) -> None:
     for index in range(9):
         found = framework.read(xp.order_statistic(x, index))
         assert same(found, np.sort(values, axis=-1)[:, index : index + 1].astype(found.dtype)), index
+
+
+def test_order_statistics_on_several_threads() -> None:
+    torch = pytest.importorskip("torch")
+    values = np.random.default_rng(0).integers(-4, 4, (3, 9)).astype(float)
+    x, xp = native(torch.tensor(values, requires_grad=True))
+    before = torch.get_num_threads()  # 1
+    try:
+        torch.set_num_threads(2)
+        for index in range(9):
+            found = xp.order_statistic(x, index)
+            assert not found.requires_grad
+            assert same(found.numpy(), np.sort(values, axis=-1)[:, index : index + 1]), index
+    finally:
+        torch.set_num_threads(before)

@@ -184,6 +184,11 @@ class TorchNamespace(EagerNamespace):
     def sign(self, x: torch.Tensor) -> torch.Tensor:
         return torch.where(x.isnan(), x, torch.sign(x))  # the other one writes through a mask, which stops the device
 
+    def order_statistic(self, x: torch.Tensor, index: int) -> torch.Tensor:
+        # PyTorch shares groups among threads, NumPy does not
+        shared = not torch.compiler.is_compiling() and torch.get_num_threads() > 1 and x.numel() > x.shape[-1]
+        return self.selected(x.detach(), index) if shared else super().order_statistic(x, index)
+
     def least_of_largest(self, x: torch.Tensor, count: int) -> torch.Tensor:
         return torch.topk(x, count, sorted=False).values.amin(-1, keepdim=True)
 
