@@ -293,6 +293,6 @@ def load(path: Path) -> tuple[dict[str, Any], list[Result]]:
     saved = json.loads(path.read_text())
     results = []
     for entry in saved["results"]:
-        timings, reached = tuple(Timing(**t) for t in entry["timings"]), tuple(map(tuple, entry["goals"]))
-        results.append(Result(**entry | {"timings": timings, "goals": reached}))
+        timings = tuple(Timing(**t | {"quartiles": tuple(t["quartiles"])}) for t in entry["timings"])
+        results.append(Result(**entry | {"timings": timings, "goals": tuple(map(tuple, entry["goals"]))}))
     return saved["environment"], results
