@@ -6,12 +6,12 @@ h = unit(h + alpha * (unit(layer(h)) - h)). Nearest is Euclidean, as in the pape
 This trains it with the weights kept in `UnitNorm`, the same network with weights that are free, and a GPT with RMSNorm,
 weight decay and warmup, on the English of Python's own manual; prints a table and a sample of each, and draws them.
 
-Found with the defaults (Python 3.11): a loss of 1.558 for the GPT, 1.545 for nGPT and 1.528 for nGPT with free weights.
-So at this size it is the network, not the constraint on the weights, that gains a little, and a step takes a quarter
-longer: the paper's factors of 4 to 20 are for models of 0.5 billion weights and more. What the constraint gives is
-norms that stay (they grow to 4 without), and dot products of embeddings that are cosines. At this width, a GPT that
-starts with GPT-2's deviation of 0.02 is far worse (2.34 rather than 2.01 after 250 steps) than with width**-0.5, as
-here: such a baseline would have flattered nGPT.
+Found with the defaults (Python 3.11): with the seeds 0 and 1, losses of 1.558 and 1.565 for the GPT, 1.545 and 1.559
+for nGPT, 1.528 and 1.574 for nGPT with free weights. So at this size neither the network nor the constraint gains more
+than the seeds differ, and a step takes a quarter longer; the paper's factors of 4 to 20 are for models of 0.5 billion
+weights and more. What the constraint gives is norms that stay (they grow to 4 without), and dot products of embeddings
+that are cosines. At this width, a GPT that starts with GPT-2's deviation of 0.02 is far worse (2.34 rather than 2.01
+after 250 steps) than with width**-0.5, as here: such a baseline would have flattered nGPT.
 """
 
 from __future__ import annotations
