@@ -4,6 +4,12 @@ The Wasserstein-1 distance of two samples is the largest mean difference of a fu
 looks for it must not be steeper. The paper clips its weights to a box, here `Box(-c, c)`; a bound on the spectral norm
 of every layer bounds the slope itself. In the plane the distance can be computed exactly (an assignment problem),
 so one sees how much of it a critic finds, and how far a generator trained against it gets.
+
+A critic proves its mean difference over the product of its spectral norms. Found, of a distance of 1.386: 0.08 and
+0.38 in boxes of 0.01 and 0.1, 0.72 by `SpectralNorm(1)` with ReLU, 1.13 (81 %) with MaxMin, which is not all either.
+After 400 steps the generators against it are at 0.39 and find 8 of 8 Gaussians, with ReLU at 0.44 and 4 or 5; with
+boxes at 1.85 and none, and 0.66 and 0 or 4 (2 seeds). None is near the 0.12 of two real samples; 400 steps are few.
+The spectral critics take two to three times as long. All cases share one optimizer and its rate, tuned for none.
 """
 
 from __future__ import annotations
