@@ -1,0 +1,105 @@
+"""The example of max-norms runs in every framework, and "incoming" means the same weights in all."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+for _needed in ("matplotlib", "tqdm", "mlxtend"):
+    pytest.importorskip(_needed)
+
+EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
+NEEDS = {"torch": ("torch",), "jax": ("jax", "optax", "flax.nnx"), "keras": ("keras",)}
+
+
+@pytest.fixture
+def example(monkeypatch):
+    """The module of the example, for frameworks that are installed."""
+    monkeypatch.syspath_prepend(str(EXAMPLES))
+    threads = None
+
+    def load(*frameworks: str):
+        nonlocal threads
+        for name in (name for framework in frameworks for name in NEEDS[framework]):
+            pytest.importorskip(name)
+        if "torch" in frameworks:
+            threads = sys.modules["torch"].get_num_threads()
+        return importlib.import_module("maxnorm")
+
+    yield load
+    if threads:
+        sys.modules["torch"].set_num_threads(threads)
+
+
+def table(printed: str) -> list[dict[str, str]]:
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in printed.splitlines() if line[:1] == "|"]
+    return [dict(zip(rows[0], row, strict=True)) for row in rows[2:]]
+
+
+@pytest.mark.parametrize("framework", NEEDS)
+def test_norms_stay_below_their_radius(example, capsys, tmp_path, framework):
+    maxnorm, picture = example(framework), tmp_path / "maxnorm.png"
+    maxnorm.main(["--framework", framework, "--quick", "--radius", "0.7", "--out", str(picture)])
+    assert picture.read_bytes().startswith(b"\x89PNG")
+    found = table(capsys.readouterr().out)
+    labels = ["none", "none, dropout", "MaxNorm(0.7)", "MaxNorm(0.7), dropout"]
+    assert [(row["network"], row["constraint"]) for row in found] == [(n, c) for n in maxnorm.NETWORKS for c in labels]
+    for row in found:
+        if row["constraint"].startswith("none"):
+            assert float(row["kernels"]) > 0.7
+            assert row["violation"] == ""
+        else:
+            assert row["kernels"] == "0.700"
+            assert float(row["biases"]) <= 0.7
+            assert float(row["violation"]) < 1e-6
+        assert (row["recurrent"] == "") == (row["network"] != "LSTM")
+        assert 0 < float(row["test"]) <= 1
+
+
+@pytest.mark.parametrize("network", ["MLP", "CNN", "LSTM"])
+def test_incoming_is_the_same_in_all_frameworks(example, network):
+    maxnorm = example(*NEEDS)
+    start = {name: 3 * weight + 0.1 for name, weight in maxnorm.initial(network, 0).items()}
+    image, norms, logits = maxnorm.digits(1)[0], [], []
+    for framework, door in maxnorm.DOORS.items():
+        backend = importlib.import_module(f"maxnorm_{framework}")
+        model = backend.build(network, start, 0.0, 0)
+        importlib.import_module(f"projgrad.{door}").project_params(model, maxnorm.rules_for(1.0, framework))
+        weights = backend.weights(model)
+        np.testing.assert_array_equal(weights["output/kernel"], start["output/kernel"])
+        norms.append({kind: maxnorm.norms(weights, kind) for kind in maxnorm.KINDS})
+        logits.append(backend.logits(model, image))
+    for kind, first in norms[0].items():
+        by_hand = np.minimum(maxnorm.norms(start, kind), 1)
+        np.testing.assert_allclose(first, by_hand, rtol=1e-5)
+        for other in norms[1:]:
+            np.testing.assert_allclose(other[kind], first, rtol=1e-6)
+    for other in logits[1:]:
+        np.testing.assert_allclose(other, logits[0], rtol=1e-4, atol=1e-5)
+
+
+def test_the_table_of_layouts(example, capsys):
+    example(*NEEDS).main(["--layouts", "--radius", "0.5"])
+    found = {(row["network"], row["weights"]): row for row in table(capsys.readouterr().out)}
+    first, recurrent = found["CNN", "first/kernel"], found["LSTM", "lstm/recurrent_kernel"]
+    assert [first[f"{f}: shape, axis"] for f in ("torch", "jax")] == [
+        "(16, 1, 3, 3), (1, 2, 3)",
+        "(3, 3, 1, 16), (0, 1, 2)",
+    ]
+    assert recurrent["torch: shape, axis"] == "(256, 64), 1"
+    assert recurrent["keras: shape, axis"] == recurrent["jax: shape, axis"] == "(64, 256), 0"
+    assert (
+        first["largest norms after projection"]
+        == recurrent["largest norms after projection"]
+        == "0.500000 " * 2 + "0.500000"
+    )
+
+
+@pytest.mark.parametrize("args", [["--epochs", "0"], ["--seeds", "0"], ["--framework", "other"]])
+def test_bad_options(example, args):
+    with pytest.raises(SystemExit):
+        example().main(args)
