@@ -35,6 +35,7 @@ NETWORKS: dict[str, dict[str, tuple[int, ...]]] = {
     "CNN": {"first": (3, 3, 1, 16), "second": (3, 3, 16, 32), "output": (800, 10)},
     "LSTM": {"lstm": (28, 4 * 64), "output": (64, 10)},
 }
+EPOCHS = {"MLP": 25, "CNN": 12, "LSTM": 25}
 DOORS = {"torch": "torch", "jax": "optax", "keras": "keras"}  # the frameworks, and the modules of projgrad
 # how they call the weights that feed units, from outside or from the step before, and the biases
 NAMES = {"torch": ("*.weight*", "*.bias*"), "jax": ("*/kernel", "*/bias"), "keras": ("*kernel", "*/bias")}
@@ -140,13 +141,13 @@ def table(results: Results) -> str:
     return markdown(rows)
 
 
-def layouts(radius: float) -> str:
+def layouts(radius: float, networks: Sequence[str]) -> str:
     """The same weights in the layout of every framework: what is constrained along which axes, the largest norms."""
     image, gap = digits(1)[0], 0.0
     rows = [
         ["network", "weights", *(f"{framework}: shape, axis" for framework in DOORS), "largest norms after projection"]
     ]
-    for network in NETWORKS:
+    for network in networks:
         start = {name: 3 * weight + 0.1 for name, weight in initial(network, 0).items()}  # mostly outside
         shapes, largest, logits = {}, {}, []
         for framework, door in DOORS.items():
@@ -172,28 +173,37 @@ def layouts(radius: float) -> str:
 def draw(results: Results, title: str, path: Path) -> None:
     """Test accuracies above, the norms of the weights below."""
     radii = list(dict.fromkeys(case.radius for cases in results.values() for case in cases))
-    colours = dict(zip(radii, ["#666666", "#0072B2", "#D55E00", "#009E73", "#CC79A7"], strict=False))
+    colours = dict(zip(radii, ["#777777", "#0072B2", "#D55E00", "#009E73", "#CC79A7"], strict=False))
     figure, axes = plt.subplots(2, len(results), figsize=(12, 7.5), layout="constrained", squeeze=False)
     figure.suptitle(title)
     jitter = np.random.default_rng(0)
     for (network, cases), upper, lower in zip(results.items(), *axes, strict=True):
-        for case, runs in cases.items():
-            curve = np.mean([run.curve for run in runs], axis=0)
-            style = "--" if case.dropout else "-"
-            upper.plot(range(1, 1 + len(curve)), curve, style, color=colours[case.radius], lw=1.4, label=case.label)
-        best = max(max(np.mean([run.curve for run in runs], axis=0)) for runs in cases.values())
-        upper.set(title=network, xlabel="epoch", ylabel="test accuracy", ylim=(best - 0.15, best + 0.01))
+        best = 0.0
         for i, (case, runs) in enumerate(cases.items()):
+            colour, curve = colours[case.radius], np.mean([run.curve for run in runs], axis=0)
+            free = (
+                {"lw": 4, "alpha": 0.5} if case.radius is None else {"lw": 1.4}
+            )  # seen below the others where they agree
+            style = (0, (3, 2)) if case.dropout else "-"
+            upper.plot(range(1, 1 + len(curve)), curve, ls=style, color=colour, label=case.label, **free)
+            best = max(best, curve.max())
             for shift, (kind, marker) in zip((-0.25, 0, 0.25), zip(KINDS, "o^s", strict=True), strict=True):
                 found = np.concatenate([norms(run.weights, kind) for run in runs])[:400]
-                place = i + shift + jitter.uniform(-0.08, 0.08, len(found))
+                place = i + shift + jitter.uniform(-0.1, 0.1, len(found))
                 size = 5 if kind == "bias" else 2.5
-                lower.plot(place, found, marker, ms=size, mew=0, alpha=0.5, color=colours[case.radius])
-        lower.set_xticks(range(len(cases)), [case.label.replace(", ", "\n") for case in cases], fontsize=7)
-        lower.set(ylabel="norms (dots kernels, triangles recurrent, squares biases)", ylim=(0, None))
+                label = KINDS[kind] if i == 0 else None
+                lower.plot(place, found, marker, ms=size, mew=0, alpha=0.5, color=colour, label=label)
+        for radius in radii[1:]:
+            lower.axhline(radius, color=colours[radius], lw=0.8, ls=":")
+        upper.set(title=network, xlabel="epoch", ylabel="test accuracy", ylim=(best - 0.12, best + 0.01))
+        names = ["none" if case.radius is None else f"{case.radius:g}" for case in cases]
+        ticks = [name + "\ndropout" * (case.dropout > 0) for name, case in zip(names, cases, strict=True)]
+        lower.set_xticks(range(len(cases)), ticks, fontsize=8)
+        lower.set(xlabel="max-norm", ylabel="norms at the end", yscale="log")
         for ax in (upper, lower):
             ax.grid(alpha=0.25)
-    axes[0, -1].legend(loc="lower right", fontsize=8)
+    for ax in axes[:, -1]:
+        ax.legend(fontsize=8)
     figure.savefig(path, dpi=100)
     plt.close(figure)
 
@@ -206,37 +216,38 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--free-biases", action="store_true", help="constrain no biases")
     parser.add_argument("--networks", nargs="+", choices=NETWORKS, default=list(NETWORKS), help="default: all")
     parser.add_argument("--seeds", type=int, help="how often to repeat (default: 2; Keras 1)")
-    parser.add_argument("--epochs", type=int, default=25)
+    parser.add_argument("--epochs", type=int, help="default: 25; CNN 12")
     parser.add_argument("--layouts", action="store_true", help="compare the frameworks instead, without training")
     parser.add_argument("--quick", action="store_true", help="two epochs on few images, to see that it runs")
     parser.add_argument("--out", type=Path, help="where the picture goes (default: ./maxnorm-FRAMEWORK.png)")
     args = parser.parse_args(argv)
-    if args.epochs < 1 or (args.seeds is not None and args.seeds < 1):
+    if any(number is not None and number < 1 for number in (args.epochs, args.seeds)):
         parser.error("--epochs and --seeds must be at least 1")
     if args.layouts:
-        print(layouts(args.radius[-1]))
+        print(layouts(args.radius[-1], args.networks))
         return
     seeds = args.seeds or (1 if args.framework == "keras" or args.quick else 2)
-    epochs, out = 2 if args.quick else args.epochs, args.out or Path(f"maxnorm-{args.framework}.png")
+    epochs = {network: 2 if args.quick else args.epochs or EPOCHS[network] for network in args.networks}
+    out = args.out or Path(f"maxnorm-{args.framework}.png")
     data = [part[:200] for part in digits(500)] if args.quick else digits(500)
     train = import_module(f"maxnorm_{args.framework}").train
     cases = [Case(radius, dropout) for radius in (None, *args.radius) for dropout in (0.0, args.dropout)]
 
     start, results = time.perf_counter(), {}
-    with tqdm(total=len(args.networks) * len(cases) * seeds * epochs, unit="epoch", smoothing=0.02) as bar:
+    with tqdm(total=sum(epochs.values()) * len(cases) * seeds, unit="epoch", smoothing=0.02) as bar:
         for network in args.networks:
             starts = [initial(network, seed) for seed in range(seeds)]
             results[network] = {}
             for case in cases:
                 bar.set_description(f"{network}, {case.label}")
                 rules = rules_for(case.radius, args.framework, args.free_biases)
-                runs = train(network, starts, rules, case.dropout, data, epochs, bar.update)
+                runs = train(network, starts, rules, case.dropout, data, epochs[network], bar.update)
                 results[network][case] = [Run(*run) for run in runs]
     seconds = time.perf_counter() - start
 
     repeats = f"{seeds} seed{'s' * (seeds > 1)}"
     counts = f"{len(data[1])} digits to train on, {len(data[3])} to test"
-    print(f"\n{counts}, {args.framework}, {epochs} epochs, mean ± deviation over {repeats}, {seconds:.0f} s.\n")
+    print(f"\n{counts}, {args.framework}, mean ± deviation over {repeats}, {seconds:.0f} s.\n")
     print(table(results))
     draw(results, f"Max-norm, {args.framework}, {repeats}: test accuracy and the norms at the end", out)
     print(f"\nPicture: {out}")

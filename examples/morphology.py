@@ -111,7 +111,10 @@ def draw(results: Results, images: np.ndarray, truth: np.ndarray, title: str, pa
     figure = plt.figure(figsize=(11, 13), layout="constrained")
     figure.suptitle(title)
     upper, *lower = figure.subfigures(1 + len(results), 1, height_ratios=[3.2] + [2.4] * len(results)).ravel()
-    ax = upper.subplots()
+    ax, original = upper.subplots(1, 2, width_ratios=[4, 1])
+    original.imshow(images[0], cmap="gray")
+    original.set_title(f"a {truth[0]} to dilate", fontsize=10)
+    original.axis("off")
     for colour, (label, runs) in zip(COLOURS, results.items(), strict=True):
         for i, run in enumerate(runs):
             ax.plot(np.arange(1, len(run.curve) + 1), run.curve, color=colour, lw=1.2, label=None if i else label)
@@ -126,18 +129,17 @@ def draw(results: Results, images: np.ndarray, truth: np.ndarray, title: str, pa
         kernels.set_title(f"{label}: kernels", color=colour, fontsize=10)
         part.colorbar(shown, ax=kernels, location="left", shrink=0.8)
         dilated.imshow(mosaic(runs[0].dilated[0]), cmap="gray")
-        dilated.set_title(f"what they make of a {truth[0]}", fontsize=10)
+        dilated.set_title(f"what they make of the {truth[0]}", fontsize=10)
         matrix = confusion_matrix(truth, runs[0].found, labels=range(10))
         np.fill_diagonal(matrix, 0)
         errors.imshow(matrix, cmap="Oranges", vmin=0, vmax=30)
         for row, column in np.argwhere(matrix):
             errors.text(column, row, str(matrix[row, column]), ha="center", va="center", fontsize=5.5)
-        errors.set_title(f"{matrix.sum()} of {len(truth)} images wrong", fontsize=10)
-        errors.set(xticks=range(10), yticks=range(10), ylabel="digit")
+        errors.set_title(f"{matrix.sum()} of {len(truth)} wrong", fontsize=10)
+        errors.set(xticks=range(10), yticks=range(10), xlabel="taken for", ylabel="digit")
         errors.tick_params(labelsize=7, length=0)
         for image in (kernels, dilated):
             image.axis("off")
-    errors.set_xlabel("taken for")
     figure.savefig(path, dpi=100)
     plt.close(figure)
 
@@ -146,7 +148,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--framework", choices=["torch", "keras"], default="torch")
     parser.add_argument("--seeds", type=int, help="how often to repeat (default: 2; Keras 1)")
-    parser.add_argument("--epochs", type=int, default=50, help="at most (the tutorial: 100); training stops early")
+    parser.add_argument("--epochs", type=int, default=40, help="at most (the tutorial: 100); training stops early")
     parser.add_argument("--quick", action="store_true", help="two epochs on few images, to see that it runs")
     parser.add_argument("--out", type=Path, help="where the picture goes (default: ./morphology-FRAMEWORK.png)")
     args = parser.parse_args(argv)

@@ -40,22 +40,25 @@ def table(printed: str) -> list[dict[str, str]]:
     return [dict(zip(rows[0], row, strict=True)) for row in rows[2:]]
 
 
-@pytest.mark.parametrize("framework", NEEDS)
-def test_norms_stay_below_their_radius(example, capsys, tmp_path, framework):
+@pytest.mark.parametrize(
+    ("framework", "networks"), [("torch", ["MLP", "CNN", "LSTM"]), ("jax", ["CNN"]), ("keras", ["LSTM"])]
+)
+def test_norms_stay_below_their_radius(example, capsys, tmp_path, framework, networks):
     maxnorm, picture = example(framework), tmp_path / "maxnorm.png"
-    maxnorm.main(["--framework", framework, "--quick", "--radius", "0.7", "--out", str(picture)])
+    options = ["--framework", framework, "--quick", "--radius", "0.4", "--out", str(picture)]
+    maxnorm.main([*options, "--networks", *networks])
     assert picture.read_bytes().startswith(b"\x89PNG")
     found = table(capsys.readouterr().out)
-    labels = ["none", "none, dropout", "MaxNorm(0.7)", "MaxNorm(0.7), dropout"]
-    assert [(row["network"], row["constraint"]) for row in found] == [(n, c) for n in maxnorm.NETWORKS for c in labels]
+    labels = ["none", "none, dropout", "MaxNorm(0.4)", "MaxNorm(0.4), dropout"]
+    assert [(row["network"], row["constraint"]) for row in found] == [(n, c) for n in networks for c in labels]
     for row in found:
         if row["constraint"].startswith("none"):
-            assert float(row["kernels"]) > 0.7
+            assert float(row["kernels"]) > 0.4
             assert row["violation"] == ""
         else:
-            assert row["kernels"] == "0.700"
-            assert float(row["biases"]) <= 0.7
-            assert float(row["violation"]) < 1e-6
+            assert row["kernels"] == "0.400"
+            assert float(row["biases"]) <= 0.4
+            assert float(row["violation"]) < 2e-6
         assert (row["recurrent"] == "") == (row["network"] != "LSTM")
         assert 0 < float(row["test"]) <= 1
 
@@ -79,24 +82,23 @@ def test_incoming_is_the_same_in_all_frameworks(example, network):
         for other in norms[1:]:
             np.testing.assert_allclose(other[kind], first, rtol=1e-6)
     for other in logits[1:]:
-        np.testing.assert_allclose(other, logits[0], rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(other, logits[0], atol=1e-5 * np.abs(logits[0]).max())
 
 
 def test_the_table_of_layouts(example, capsys):
-    example(*NEEDS).main(["--layouts", "--radius", "0.5"])
-    found = {(row["network"], row["weights"]): row for row in table(capsys.readouterr().out)}
-    first, recurrent = found["CNN", "first/kernel"], found["LSTM", "lstm/recurrent_kernel"]
-    assert [first[f"{f}: shape, axis"] for f in ("torch", "jax")] == [
-        "(16, 1, 3, 3), (1, 2, 3)",
-        "(3, 3, 1, 16), (0, 1, 2)",
-    ]
-    assert recurrent["torch: shape, axis"] == "(256, 64), 1"
-    assert recurrent["keras: shape, axis"] == recurrent["jax: shape, axis"] == "(64, 256), 0"
-    assert (
-        first["largest norms after projection"]
-        == recurrent["largest norms after projection"]
-        == "0.500000 " * 2 + "0.500000"
-    )
+    example(*NEEDS).main(["--layouts", "--radius", "0.5", "--networks", "CNN"])
+    row = next(row for row in table(capsys.readouterr().out) if row["weights"] == "first/kernel")
+    assert row["torch: shape, axis"] == "(16, 1, 3, 3), (1, 2, 3)"
+    assert row["jax: shape, axis"] == row["keras: shape, axis"] == "(3, 3, 1, 16), (0, 1, 2)"
+    assert row["largest norms after projection"] == "0.500000 0.500000 0.500000"
+
+
+def test_biases_may_be_free(example, capsys, tmp_path):
+    options = ["--quick", "--radius", "0.4", "--networks", "LSTM", "--free-biases", "--out", str(tmp_path / "one.png")]
+    example("torch").main(options)
+    row = table(capsys.readouterr().out)[-1]
+    assert row["recurrent"] == "0.400"
+    assert float(row["biases"]) > 7  # the ones in the forget gate's
 
 
 @pytest.mark.parametrize("args", [["--epochs", "0"], ["--seeds", "0"], ["--framework", "other"]])
