@@ -233,7 +233,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     train = import_module(f"maxnorm_{args.framework}").train
     cases = [Case(radius, dropout) for radius in (None, *args.radius) for dropout in (0.0, args.dropout)]
 
-    start, results = time.perf_counter(), {}
+    start = time.perf_counter()
+    results: dict[str, dict[Case, list[Run]]] = {}
     with tqdm(total=sum(epochs.values()) * len(cases) * seeds, unit="epoch", smoothing=0.02) as bar:
         for network in args.networks:
             starts = [initial(network, seed) for seed in range(seeds)]

@@ -66,8 +66,8 @@ def build(network: str, weights: Mapping[str, np.ndarray], dropout: float, seed:
     torch.manual_seed(seed)
     model: nn.Module = {"MLP": MLP, "CNN": CNN, "LSTM": LSTM}[network](dropout)
     with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.zero_()
+        for each in model.parameters():
+            each.zero_()
         for name, parameter in named(model):
             parameter.copy_(torch.from_numpy(weights[name].transpose(ORDER[parameter.ndim])))
     return model

@@ -110,7 +110,8 @@ def draw(results: Results, images: np.ndarray, truth: np.ndarray, title: str, pa
     """The curves above; below, for each constraint, the kernels of its first run, dilations and errors."""
     figure = plt.figure(figsize=(11, 13), layout="constrained")
     figure.suptitle(title)
-    upper, *lower = figure.subfigures(1 + len(results), 1, height_ratios=[3.2] + [2.4] * len(results)).ravel()
+    parts: Any = figure.subfigures(1 + len(results), 1, height_ratios=[3.2] + [2.4] * len(results))
+    upper, *lower = parts.ravel()
     ax, original = upper.subplots(1, 2, width_ratios=[4, 1])
     original.imshow(images[0], cmap="gray")
     original.set_title(f"a {truth[0]} to dilate", fontsize=10)

@@ -37,7 +37,7 @@ class DilateImages(torch.autograd.Function):
         return best
 
     @staticmethod
-    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[None, torch.Tensor, None]:  # type: ignore[override]
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[None, torch.Tensor, None]:
         place, weight = ctx.saved_tensors
         entry = place.long() + weight[0].numel() * torch.arange(len(weight))[:, None, None]
         total = torch.bincount(entry.flatten(), gradient.flatten(), minlength=weight.numel())
@@ -61,7 +61,7 @@ class Network(nn.Module):
         self.output = nn.Linear(800, 10)
         for layer in (self.convolution, self.output):  # as Keras does
             nn.init.xavier_uniform_(layer.weight)
-            nn.init.zeros_(layer.bias)
+            nn.init.zeros_(layer.get_parameter("bias"))
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         x = nn.functional.max_pool2d(self.dilation(images), 2)
