@@ -136,7 +136,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if unknown:
         parser.error(f"unknown: {', '.join(sorted(unknown))}; known are {', '.join(BENCHMARKS)}")
 
-    about = environment()
+    about = environment() | {"quick": args.quick}
     versions = ", ".join(f"{name} {version}" for name, version in about["versions"].items())
     print(f"{about['processor']}, {about['cores']} cores, Python {about['python']}, {versions}\n", flush=True)
     names = args.names or list(BENCHMARKS)

@@ -10,6 +10,7 @@ import json
 import os
 import platform
 import statistics
+import subprocess
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -264,7 +265,15 @@ def environment() -> dict[str, Any]:
         "python": platform.python_version(),
         "versions": versions,
         "date": time.strftime("%Y-%m-%d"),
+        "commit": _commit(),
     }
+
+
+def _commit() -> str:
+    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
+    with suppress(OSError, subprocess.CalledProcessError):
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    return ""
 
 
 def _processor() -> str:
@@ -277,7 +286,7 @@ def _processor() -> str:
 def save(results: Sequence[Result], path: Path, about: dict[str, Any]) -> None:
     """Write results, with the machine and the versions `about`, as JSON.
 
-    What the file has of other numbers of threads stays in it, if the machine and the versions are the same.
+    What the file has of other numbers of threads stays in it, if the machine, the versions and the commit are the same.
     """
     kept: list[Result] = []
     if path.exists():

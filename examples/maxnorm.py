@@ -7,7 +7,11 @@ Trains an MLP, a CNN and an LSTM (which reads an image row by row) on 500 handwr
 usual advice) and of 1 on kernels, recurrent kernels and biases of all layers but the last; prints a table of accuracies
 and norms, and draws them. All frameworks start from the same weights. With `--layouts` it does not train: it loads the
 same weights into each framework, in its own layout, and shows that `axis="incoming"` means the same in all. The
-networks are in `maxnorm_torch.py`, `maxnorm_jax.py` and `maxnorm_keras.py`.
+networks are in `maxnorm_torch.py`, `maxnorm_jax.py` (which needs flax, as `--layouts` does) and `maxnorm_keras.py`.
+
+Found (torch, 2 seeds): a max-norm changes no accuracy beyond the noise. A radius of 3 is never reached in the MLP and
+the CNN; in the LSTM it binds only the bias, whose forget gate starts with norm 8 (test accuracy without dropout 0.794,
+and 0.825 without a constraint, with dropout 0.816 and 0.802: two seeds do not settle it).
 """
 
 from __future__ import annotations

@@ -8,7 +8,7 @@ Other sets then cost a line each: codes with a bounded sum, or atoms of a few pi
 Found: plain factorization is the business of scikit-learn, as good as `SPG` (a relative error of 0.418 in both) in a
 third to a fifth of the time; Adam is behind (0.442). Atoms of 40 pixels at most cost next to nothing (0.419). Where
 80 % of the codes are to be 0, a bound on their sums with atoms of norm 1 is better (0.530, all atoms in use) than
-scikit-learn's l1 penalty, which shrinks atoms too (0.577, 13 of 40 in use), but takes six times as long. Its atoms are
+scikit-learn's l1 penalty, here of atoms too (0.577, 13 of 40 in use), but takes six times as long. Its atoms are
 whole digits.
 """
 
@@ -141,9 +141,9 @@ def tiles(run: Found, columns: int) -> np.ndarray:
     order = np.argsort(-added)
     shown = np.where(added > 1e-6 * added.max(), 1.0, 0.0)[order, None] * run.atoms[order]
     shown /= np.maximum(shown.max(1, keepdims=True), 1e-12)
-    rows = len(shown) // columns
+    rows = -(-len(shown) // columns)
     grid = np.full((rows * (side + 1) - 1, columns * (side + 1) - 1), np.nan)
-    for i, atom in enumerate(shown[: rows * columns]):
+    for i, atom in enumerate(shown):
         y, x = (side + 1) * (i // columns), (side + 1) * (i % columns)
         grid[y : y + side, x : x + side] = atom.reshape(side, side)
     return grid
@@ -180,11 +180,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--digits", action="store_true", help="the small digits of scikit-learn")
     parser.add_argument("--atoms", type=int, default=40)
-    parser.add_argument("--steps", type=int, default=300)
+    parser.add_argument("--steps", type=int, default=300, help="a multiple of ten (default: 300)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--quick", action="store_true", help="few images and steps, to see that it runs")
     parser.add_argument("--out", type=Path, default=Path("nmf.png"), help="where the picture goes")
     args = parser.parse_args(argv)
+    if args.steps < 10 or args.steps % 10:
+        parser.error("--steps must be a multiple of ten")
     x = images(small := args.digits or args.quick, args.seed)
     if args.quick:
         x, args.atoms, args.steps = x[:200], 8, 30

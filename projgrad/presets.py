@@ -135,7 +135,7 @@ def edm2(model: Any, *, variance: bool = False, incoming: Known = None, but: Rul
 def sae(
     model: Any,
     *,
-    decoder: Patterns = "*dec*",
+    decoder: Patterns = ("*decoder", "decoder*", "dec", "dec_*", "*_dec"),
     tangent: str | None = "gradient",
     incoming: Known = None,
     but: Rules | None = None,
@@ -154,7 +154,10 @@ def sae(
     autoencoders, arXiv 2406.04093, 2024.
     """
     held = Weights("sae", model, but, incoming)
-    chosen = (w for w in held.weights if w.named(decoder))
+    chosen = [w for w in held.weights if w.named(decoder)]
+    for w in chosen:
+        if w.named(("encoder", "enc")):
+            raise held.error(w, "it is called encoder as well: say by decoder= which is the decoder")
     return held.rules((w, Tag(UnitNorm(axis=held.outputs(w)), tangent=tangent)) for w in chosen)
 
 
@@ -335,6 +338,10 @@ def lipschitz(
     def ball(weight: Weight) -> Constraint:
         held.linear(weight)
         places = 1 if weight.kind == DENSE or conv == "reshaped" else math.prod(weight.space)
+        layer = weight.use.layer
+        mode = str(getattr(layer, "padding_mode", getattr(layer, "padding", ""))).lower()
+        if places > 1 and mode in ("reflect", "replicate"):
+            raise held.error(weight, f"the bound does not hold for a convolution padded by {mode!r}")
         radius = constant ** (1 / len(layers)) / math.sqrt(places)
         return replace(whole, max_value=radius, axis=(held.outputs(weight), held.inputs(weight)))
 

@@ -60,7 +60,9 @@ class Weight:
     @property
     def is_bias(self) -> bool:
         """Whether it is called as biases are."""
-        return _BIAS.fullmatch(_parts(self.name)[-1]) is not None
+        last = _parts(self.name)[-1]
+        # a matrix may well be called B; a stack of biases is not
+        return _BIAS.fullmatch(last) is not None and (len(self.shape) < 2 or last.lower().endswith("bias"))
 
     def named(self, patterns: Patterns) -> bool:
         """Whether a pattern is that of its name, or of one of the parts of it, whatever the case."""

@@ -301,3 +301,34 @@ def test_presets_load_no_framework() -> None:
     code += "print([name for name in ('torch', 'jax', 'keras', 'tensorflow') if name in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_a_matrix_called_b_is_no_bias() -> None:
+    class LowRank(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.A, self.B = nn.Parameter(torch.randn(3, 2)), nn.Parameter(torch.randn(2, 3))
+            self.b, self.bias = nn.Parameter(torch.zeros(3)), nn.Parameter(torch.zeros(2, 3))
+
+    rules = presets.lipschitz(LowRank(), 0.25, incoming={"A": 0, "B": 0})
+    assert rules == dict.fromkeys(("A", "B"), pg.SpectralNorm(0.5, axis=(1, 0)))
+    with pytest.raises(ValueError, match="B, of shape"):
+        presets.lipschitz(LowRank(), incoming={"A": 0})
+
+
+@pytest.mark.parametrize("mode", ["reflect", "replicate"])
+def test_lipschitz_knows_which_padding_breaks_its_bound(mode: str) -> None:
+    model = nn.Sequential(nn.Conv1d(1, 1, 3, padding=1, padding_mode=mode))
+    with pytest.raises(ValueError, match=f"0.weight.*{mode}"):
+        presets.lipschitz(model)
+    assert presets.lipschitz(model, conv="reshaped")
+    assert presets.lipschitz(nn.Sequential(nn.Conv1d(1, 1, 1, padding_mode=mode)))
+
+
+def test_sae_does_not_take_an_encoder_for_a_decoder() -> None:
+    model = nn.ModuleDict({"autoencoder_decoder": nn.ModuleDict({n: nn.Linear(2, 2) for n in ("encoder", "decoder")})})
+    with pytest.raises(ValueError, match="autoencoder_decoder.encoder.weight"):
+        presets.sae(model)
+    assert list(presets.sae(model, decoder="*.decoder.weight")) == ["autoencoder_decoder.decoder.weight"]
+    with pytest.raises(ValueError, match="selects none"):
+        presets.sae(nn.ModuleDict({"decision": nn.Linear(2, 2)}))

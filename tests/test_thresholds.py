@@ -219,6 +219,18 @@ def test_capped_simplices_where_newton_alone_would_cycle(seed: int) -> None:
 # -- what others get wrong ----------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("fill", [0.01, 0.3, 0.99])
+@pytest.mark.parametrize("size", [10, 40, 100])
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_a_capped_simplex_does_not_depend_on_the_other_groups(fill: float, size: int, dtype: str) -> None:
+    # all groups share the rounds of the search
+    x = np.random.default_rng(0).standard_normal((64, size)).astype(dtype)
+    constraint = pg.CappedSimplex(fill * size, 0.0, 1.0, axis=1)
+    together = constraint.project(x)
+    for i in range(len(x)):
+        np.testing.assert_array_equal(together[i : i + 1], constraint.project(x[i : i + 1]))
+
+
 def test_digits_beyond_those_of_the_sum_are_not_lost(framework: Framework) -> None:
     x = framework.make(np.array([[1e8, 1e8 + 8, 0.0]]), "float32")
     for constraint in (pg.Simplex(), pg.L1Ball(), pg.L1Sphere(), pg.CappedSimplex()):

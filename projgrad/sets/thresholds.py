@@ -155,6 +155,7 @@ def within_bounds(
 
     def again() -> tuple[Array, Array]:
         t = _threshold(xp.stop_gradient(v), total, lower, upper, xp, w, False, reach, fill)
+        t = xp.where(settled, 0.0, t)  # so that no group depends on the others
         return t, on_piece(moved(v, t))[2]
 
     # from v - t w on, the digits that v has beyond it are not lost
@@ -268,8 +269,9 @@ def _searched(
             piece = xp.accurate_sum(xp.astype(high, y.dtype) - xp.astype(low, y.dtype), (-1,))
             found = found | (piece == last)  # as where the last step was made
         width, right = 0.5 * b - 0.5 * a, f > 0
-        a, fa = xp.where(right, t, a), xp.where(right, f, fa)
-        b, fb = xp.where(right, b, t), xp.where(right, fb, f)
+        up, down = moving & right, moving & ~right
+        a, fa = xp.where(up, t, a), xp.where(up, f, fa)
+        b, fb = xp.where(down, t, b), xp.where(down, f, fb)
         # Newton's steps to the root of a convex function, or a concave one, make this fall by 1 / 4
         rate = xp.where(slope > 0, xp.times(xp.abs(f), slope), most)
         slow = xp.where((0.5 * b - 0.5 * a > 0.5 * width) & (rate > 0.5 * least), slow + 1, 0.0)
@@ -354,8 +356,8 @@ def share(much: Array, free: Array, xp: Namespace, w: Array | None = None) -> Ar
 
 
 def counted(free: Array, dtype: Any, xp: Namespace, w: Array | None) -> Array:
-    """How many entries are `free`, or the sum of their w."""
-    of_one = xp.astype(free, dtype)
+    """How many entries are `free` (bools, or 1 and 0), or the sum of their w."""
+    of_one = free if free.dtype == dtype else xp.astype(free, dtype)
     return xp.accurate_sum(of_one if w is None else xp.times(of_one, w), (-1,))
 
 

@@ -187,7 +187,7 @@ class TorchNamespace(EagerNamespace):
     def order_statistic(self, x: torch.Tensor, index: int) -> torch.Tensor:
         # PyTorch shares groups among threads, NumPy does not
         shared = not torch.compiler.is_compiling() and torch.get_num_threads() > 1 and x.numel() > x.shape[-1]
-        return self.selected(x.detach(), index) if shared else super().order_statistic(x, index)
+        return self.selected(x.detach(), index) if shared else super().order_statistic(x.detach(), index)
 
     def least_of_largest(self, x: torch.Tensor, count: int) -> torch.Tensor:
         return torch.topk(x, count, sorted=False).values.amin(-1, keepdim=True)
