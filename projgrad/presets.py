@@ -30,6 +30,7 @@ import numpy as np
 
 from projgrad.axes import Axis, group_size
 from projgrad.constraint import Constraint
+from projgrad.layer_names import HIDDEN, MORPHOLOGICAL, READERS, THROUGH, WRITERS
 from projgrad.rules import Rules
 from projgrad.sets import Box, Extensive, MaxNorm, MinMaxNorm, NonNeg, SpectralNorm, UnitNorm
 from projgrad.sets.morphology import non_positive
@@ -48,11 +49,6 @@ __all__ = [
     "sae",
     "wgan",
 ]
-
-_READ = ("q", "k", "v", "qkv", "query", "key", "value", "w[qkv]", "w_[qkv]", "to_[qkv]", "*[qkv]_proj", "*query_proj")
-READERS = (*_READ, "*key_proj", "*value_proj", "*up_proj", "*gate_proj", "*c_fc", "up", "gate", "w1", "w3", "*lm_head")
-_WRITE = ("o", "wo", "w_o", "out", "to_out", "output", "attention_output", "proj", "*o_proj", "*out_proj")
-WRITERS = (*_WRITE, "*output_proj", "*c_proj", "*down_proj", "down", "w2")
 
 
 def ngpt(
@@ -170,12 +166,6 @@ def wgan(critic: Any, clip: float = 0.01, *, but: Rules | None = None) -> dict[A
     return held.rules((w, Box(-clip, clip)) for w in held.all)
 
 
-HIDDEN = ("z", "zs", "z[0-9]*", "z_*", "*_z", "*_zs", "*_z[0-9]*", "*_z_[0-9]*", "wz", "wzs", "wz[0-9]*", "wz_[0-9]*")
-_THROUGH = ("[xyu]", "[xyu]s", "[xyu][0-9]*", "[xyu]_*", "*_[xyu]", "*_[xyu]s", "*_[xyu][0-9]*", "*_[xyu]_[0-9]*")
-_PARTIAL = ("*_zu*", "wzu*", "*_yu*", "wyu*")  # of partially convex networks: from the context, so free
-THROUGH = (*_THROUGH, *_PARTIAL, "w[xyu]", "w[xyu]s", "w[xyu][0-9]*", "w[xyu]_[0-9]*", "input*", "skip*", "pass*")
-
-
 def icnn(
     model: Any, *, hidden: Patterns = HIDDEN, through: Patterns = THROUGH, but: Rules | None = None
 ) -> dict[Any, Any]:
@@ -230,6 +220,9 @@ def monotone(
     IEEE Transactions on Neural Networks 21, 2010.
     """
     held = Weights("monotone", model, but, incoming)
+    for positions in (decreasing, () if increasing is None else increasing):
+        if not isinstance(positions, Iterable) or any(type(i) is not int for i in positions):
+            raise TypeError(f"presets.monotone takes positions of inputs, a list of ints, not {positions!r}")
     falling = set(decreasing)
     starts = [w for w in held.weights if w.named(first)]
     if not starts and (falling or increasing is not None):
@@ -240,6 +233,8 @@ def monotone(
         if weight not in starts or (wanted is None and not falling):
             if len(weight.shape) > 1:
                 held.linear(weight)
+            elif weight.of_class(("*layernorm*", "*groupnorm*", "*rmsnorm*", "*instancenorm*")):
+                raise held.error(weight, f"{type(weight.use.layer).__name__} does not increase with its inputs")
             return NonNeg()
         axis, *more = held.inputs(weight)
         if more:
@@ -346,9 +341,6 @@ def lipschitz(
         return replace(whole, max_value=radius, axis=(held.outputs(weight), held.inputs(weight)))
 
     return held.rules((w, ball(w)) for w in layers)
-
-
-MORPHOLOGICAL = ("*dilation*", "*erosion*", "*opening*", "*closing*", "*morpho*", "*structuring*")
 
 
 def morphology(

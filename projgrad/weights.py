@@ -90,6 +90,9 @@ class Weights:
     def __init__(self, preset: str, model: Any, but: Rules | None, incoming: Known = None) -> None:
         from projgrad_backends.models import channels_first, described, kind  # which alone looks for the frameworks
 
+        for argument, said in (("but", but), ("incoming", incoming)):
+            if said is not None and not isinstance(said, Mapping):
+                raise TypeError(f"presets.{preset}: {argument}= takes a dict by names or patterns, not {said!r}")
         self.preset, self.but, self._incoming = preset, dict(but or {}), dict(incoming or {})
         self.all: list[Weight] = []
         unused = set(self._incoming)
@@ -163,6 +166,8 @@ class Weights:
         for weight, choice in chosen:
             tag = as_tag(choice)
             self.check(weight)
+            if getattr(weight.parameter.handle, "requires_grad", True) is False:
+                raise self.error(weight, "it is frozen (requires_grad=False), and projecting it would change it")
             try:
                 tag = replace(tag, constraint=tag.constraint.bind(weight.shape, weight.incoming))
             except ValueError as error:

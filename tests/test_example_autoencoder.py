@@ -25,7 +25,7 @@ def example(monkeypatch):
         torch.set_num_threads(threads)  # the example takes one
 
 
-@pytest.mark.parametrize("framework", NEEDED)
+@pytest.mark.parametrize("framework", ["torch", pytest.param("jax", marks=pytest.mark.slow)])
 def test_table_and_picture(example, framework, capsys, tmp_path):
     pytest.importorskip(NEEDED[framework])
     picture = tmp_path / "atoms.png"
@@ -59,6 +59,7 @@ def run(example):
     return run
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", ["projgrad", "by hand", "projgrad, update", "free", "free, weighted"])
 def test_frameworks_agree(run, case):
     _, one = run(case, "torch")

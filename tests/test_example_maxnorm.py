@@ -41,7 +41,12 @@ def table(printed: str) -> list[dict[str, str]]:
 
 
 @pytest.mark.parametrize(
-    ("framework", "networks"), [("torch", ["MLP", "CNN", "LSTM"]), ("jax", ["CNN"]), ("keras", ["LSTM"])]
+    ("framework", "networks"),
+    [
+        ("torch", ["MLP", "CNN", "LSTM"]),
+        pytest.param("jax", ["CNN"], marks=pytest.mark.slow),
+        pytest.param("keras", ["LSTM"], marks=pytest.mark.slow),
+    ],
 )
 def test_norms_stay_below_their_radius(example, capsys, tmp_path, framework, networks):
     maxnorm, picture = example(framework), tmp_path / "maxnorm.png"
@@ -63,7 +68,7 @@ def test_norms_stay_below_their_radius(example, capsys, tmp_path, framework, net
         assert 0 < float(row["test"]) <= 1
 
 
-@pytest.mark.parametrize("network", ["MLP", "CNN", "LSTM"])
+@pytest.mark.parametrize("network", ["MLP", *(pytest.param(name, marks=pytest.mark.slow) for name in ("CNN", "LSTM"))])
 def test_incoming_is_the_same_in_all_frameworks(example, network):
     maxnorm = example(*NEEDS)
     start = {name: 3 * weight + 0.1 for name, weight in maxnorm.initial(network, 0).items()}
@@ -85,6 +90,7 @@ def test_incoming_is_the_same_in_all_frameworks(example, network):
         np.testing.assert_allclose(other, logits[0], atol=1e-5 * np.abs(logits[0]).max())
 
 
+@pytest.mark.slow
 def test_the_table_of_layouts(example, capsys):
     example(*NEEDS).main(["--layouts", "--radius", "0.5", "--networks", "CNN"])
     row = next(row for row in table(capsys.readouterr().out) if row["weights"] == "first/kernel")

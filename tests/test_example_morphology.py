@@ -71,7 +71,7 @@ def test_the_dilation_in_keras(example):
     np.testing.assert_allclose(out, dilated(images, kernels), rtol=1e-6)
 
 
-@pytest.mark.parametrize("framework", ["torch", "keras"])
+@pytest.mark.parametrize("framework", ["torch", pytest.param("keras", marks=pytest.mark.slow)])
 def test_kernels_stay_in_their_sets(example, capsys, tmp_path, framework):
     example(framework)
     picture = tmp_path / "morphology.png"

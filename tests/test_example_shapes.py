@@ -36,7 +36,8 @@ def test_it_runs(example, capsys, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("framework", "index"), [("torch", 0), ("torch", 1), ("torch", 2), ("torch", 3), ("jax", 0), ("jax", 2)]
+    ("framework", "index"),
+    [*(("torch", i) for i in range(4)), *(pytest.param("jax", i, marks=pytest.mark.slow) for i in (0, 2))],
 )
 def test_guarantees(example, framework, index):
     fit, task = _fit(framework), example.TASKS[index]

@@ -37,7 +37,7 @@ def example(monkeypatch, capsys, tmp_path):
     torch.set_num_threads(threads)
 
 
-@pytest.mark.parametrize("framework", ["torch", "jax"])
+@pytest.mark.parametrize("framework", ["torch", pytest.param("jax", marks=pytest.mark.slow)])
 def test_simplex(example, framework):
     if framework == "jax":
         pytest.importorskip("optax")
@@ -89,7 +89,7 @@ def test_an_attack_breaks_what_is_not_certified(example):
     assert ((points - x).norm(dim=1) <= 1.1001 * radius).all()
 
 
-@pytest.mark.parametrize("data", ["gaussians", "moons"])
+@pytest.mark.parametrize("data", ["gaussians", pytest.param("moons", marks=pytest.mark.slow)])
 def test_wgan(example, data):
     found = example("wgan", "--data", data)
     assert len(found) == 4

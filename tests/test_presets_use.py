@@ -332,3 +332,46 @@ def test_sae_does_not_take_an_encoder_for_a_decoder() -> None:
     assert list(presets.sae(model, decoder="*.decoder.weight")) == ["autoencoder_decoder.decoder.weight"]
     with pytest.raises(ValueError, match="selects none"):
         presets.sae(nn.ModuleDict({"decision": nn.Linear(2, 2)}))
+
+
+@pytest.mark.parametrize("norm", [nn.LayerNorm(4), nn.GroupNorm(2, 4), nn.InstanceNorm1d(4, affine=True)], ids=str)
+def test_monotone_refuses_layers_that_are_not(norm: nn.Module) -> None:
+    with pytest.raises(ValueError, match="1.weight.*does not increase"):
+        presets.monotone(nn.Sequential(nn.Linear(3, 4), norm, nn.Linear(4, 1)))
+    assert presets.monotone(nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4)))
+
+
+@pytest.mark.parametrize("wrong", [[False, True], [1.0], 2])
+def test_positions_are_ints(wrong: Any) -> None:
+    for argument in ("increasing", "decreasing"):
+        with pytest.raises(TypeError, match="positions of inputs"):
+            presets.monotone(nn.Sequential(nn.Linear(2, 1)), first="0", **{argument: wrong})
+
+
+def test_an_output_called_y_does_not_take_the_input() -> None:
+    model = nn.ModuleDict({"x0": nn.Linear(2, 4), "z1": nn.Linear(4, 4), "y_out": nn.Linear(4, 1)})
+    with pytest.raises(ValueError, match="y_out.weight.*neither"):
+        presets.icnn(model)
+
+
+def test_what_is_frozen_is_not_changed_unasked() -> None:
+    model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
+    model[0].requires_grad_(False)
+    with pytest.raises(ValueError, match="0.weight.*frozen"):
+        presets.wgan(model)
+    assert list(presets.wgan(model, but={"0.*": None})) == ["1.weight", "1.bias", "0.*"]
+
+
+@pytest.mark.parametrize("wrong", ["0.weight", ["0.weight"], 0])
+def test_exceptions_and_axes_come_as_dicts(wrong: Any) -> None:
+    for argument in ("but", "incoming"):
+        with pytest.raises(TypeError, match=f"{argument}=.* a dict"):
+            presets.maxnorm_dropout(nn.Sequential(nn.Linear(2, 2)), **{argument: wrong})
+
+
+def test_statistics_of_flax_are_no_parameters() -> None:
+    jnp = pytest.importorskip("jax.numpy")
+    variables = {"params": {"kernel": jnp.ones((2, 2))}, "batch_stats": {"mean": jnp.ones(2)}}
+    with pytest.raises(TypeError, match="params"):
+        presets.wgan(variables)
+    assert list(presets.wgan(variables["params"])) == ["kernel"]

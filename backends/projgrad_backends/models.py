@@ -59,6 +59,8 @@ def described(model: Any) -> list[Parameter]:
     if "jax" in sys.modules:
         from projgrad_backends.jax.parameters import is_module, opened, parameters
 
+        if isinstance(model, Mapping) and "params" in model and len(model) > 1:
+            raise TypeError(f'a preset takes the parameters alone, model["params"], not all of {sorted(model)}')
         if isinstance(model, Mapping) or is_module(model):
             return parameters(*opened(model, None), {})
     raise TypeError(
