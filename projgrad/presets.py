@@ -213,6 +213,7 @@ def monotone(
         incoming, but: see the module.
 
     Raises:
+        TypeError: positions are no ints.
         ValueError: a position does not exist or is in both, or `first` is not given and needed; see the module.
 
     Source: Archer and Wang, Application of the back propagation neural network algorithm with monotonicity
@@ -220,14 +221,10 @@ def monotone(
     IEEE Transactions on Neural Networks 21, 2010.
     """
     held = Weights("monotone", model, but, incoming)
-    for positions in (decreasing, () if increasing is None else increasing):
-        if not isinstance(positions, Iterable) or any(type(i) is not int for i in positions):
-            raise TypeError(f"presets.monotone takes positions of inputs, a list of ints, not {positions!r}")
-    falling = set(decreasing)
+    falling, wanted = _positions(decreasing), None if increasing is None else _positions(increasing)
     starts = [w for w in held.weights if w.named(first)]
     if not starts and (falling or increasing is not None):
         raise ValueError(f"presets.monotone: say by first= which weights take the inputs: {held.names}")
-    wanted = None if increasing is None else set(increasing)
 
     def signs(weight: Weight) -> Constraint:
         if weight not in starts or (wanted is None and not falling):
@@ -248,6 +245,13 @@ def monotone(
         return Box(np.reshape(lower, shape), np.reshape(upper, shape))
 
     return held.rules((w, signs(w)) for w in held.factors if w.kind != EMBEDDING)
+
+
+def _positions(given: Any) -> set[int]:
+    found: set[Any] = set(given) if isinstance(given, Iterable) else {None}
+    if any(isinstance(i, bool) or not isinstance(i, (int, np.integer)) for i in found):
+        raise TypeError(f"presets.monotone takes positions of inputs, a list of ints, not {given!r}")
+    return {int(i) for i in found}
 
 
 def eegnet(

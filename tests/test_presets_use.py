@@ -348,6 +348,12 @@ def test_positions_are_ints(wrong: Any) -> None:
             presets.monotone(nn.Sequential(nn.Linear(2, 1)), first="0", **{argument: wrong})
 
 
+@pytest.mark.parametrize("given", [iter([1]), np.array([1]), {1}], ids=str)
+def test_positions_come_in_any_container(given: Any) -> None:
+    rules = presets.monotone(nn.Sequential(nn.Linear(2, 1)), first="0", decreasing=given)
+    assert rules["0.weight"].bind((1, 2), (1,)).project(np.array([[-1.0, 1.0]])).tolist() == [[0.0, 0.0]]
+
+
 def test_an_output_called_y_does_not_take_the_input() -> None:
     model = nn.ModuleDict({"x0": nn.Linear(2, 4), "z1": nn.Linear(4, 4), "y_out": nn.Linear(4, 1)})
     with pytest.raises(ValueError, match="y_out.weight.*neither"):
