@@ -67,12 +67,18 @@ class Scale(Move):
     rate: float = 1.0
 
     def apply(self, x: Array, xp: Namespace) -> Array:
-        scale = self.measured(x, xp)
-        m, s, fill = scale.factors(x, xp, scale.keep(x, xp))
-        y = xp.times(xp.times(xp.upcast(x), 1.0 / m), s)
-        if fill is not None:
-            y = y + xp.astype(fill, y.dtype)
-        return xp.astype(y, x.dtype)
+        if self.m is not None or not xp.branches(x):
+            scale = self.measured(x, xp)
+            return _scaled(x, scale.inverse_factors(x, xp), xp)
+        squares = xp.sum_of_squares(x, self.axes)
+        norm = xp.sqrt(squares)
+        kept = replace(self, m=norm, u=xp.ones_like(norm)).keep(x, xp) & xp.is_ordinary(squares)
+
+        def outside(x: Array, squares: Array) -> Array:
+            made = lambda m, u: replace(self, m=m, u=u).inverse_factors(x, xp)  # noqa: E731
+            return _scaled(x, xp.of_norm(x, self.axes, squares, made), xp)
+
+        return xp.unless(kept, outside, x, squares)
 
     def measured(self, x: Array, xp: Namespace) -> Scale:
         """The move with the norms of the groups of `x`, if it has none yet."""
@@ -105,6 +111,11 @@ class Scale(Move):
             s = xp.where(zero, 0.0, s)
         return xp.where(kept, 1.0, self.m), xp.where(kept, s_kept, s), fill
 
+    def inverse_factors(self, x: Array, xp: Namespace) -> tuple[Array, ...]:
+        """``1 / m``, `s` and, if needed, `fill` for what is not kept; the move has the norms."""
+        m, s, fill = self.factors(x, xp, self.keep(x, xp))
+        return (1.0 / m, s) if fill is None else (1.0 / m, s, fill)
+
     def distance(self, x: Array, xp: Namespace) -> Array:
         return xp.squeeze(self.measured(x, xp).away(xp), axis=self.axes)
 
@@ -126,6 +137,14 @@ class Scale(Move):
 
     def relaxed(self, rate: float) -> Scale:
         return replace(self, rate=self.rate * rate)
+
+
+def _scaled(x: Array, factors: tuple[Array, ...], xp: Namespace) -> Array:
+    """``x * factors[0] * factors[1]``, and a third one added if there is one, in the dtype of `x`."""
+    y = xp.times(xp.times(xp.upcast(x), factors[0]), factors[1])
+    for fill in factors[2:]:
+        y = y + xp.astype(fill, y.dtype)
+    return xp.astype(y, x.dtype)
 
 
 class Entrywise(Move):

@@ -135,7 +135,7 @@ class Namespace:
     def unless(self, done: Array, function: Callable[..., Array], x: Array, *others: Array) -> Array:
         """``function(x, *others)``, which is `x` if all of `done` is True: then it is left out, where that is quicker.
 
-        The derivative is that of the function, with respect to `x`.
+        The derivative is that of the function.
         """
         if self.can_look(x) and not self.may_differentiate(x) and bool(self.all(done)):
             return x
@@ -147,6 +147,10 @@ class Namespace:
         They return alike arrays, in the same order, and the same numbers where all of `ok` is True.
         """
         return quick() if self.can_look(ok) and bool(self.all(ok)) else slow()
+
+    def branches(self, x: Array) -> bool:
+        """Whether this is compiled code, and on a device where it does not have to wait for what `unless` asks."""
+        return False
 
     def pieces(self, x: Array, axes: tuple[int, ...]) -> tuple[int, int] | None:
         """An axis other than `axes`, and the length that `x` is best cut to along it for groups one after the other.
@@ -225,6 +229,15 @@ class Namespace:
                 x = self.concat([x, self.sum(rest, axis=axis, keepdims=True)], axis=axis)
         return self.sum(x, axis=axis, keepdims=True)
 
+    def sum_of_squares(self, x: Array, axes: tuple[int, ...]) -> Array:
+        """That of every group of `x` along `axes`, which are kept with length 1; it may overflow or underflow."""
+        return self.accurate_sum(self._squares(self.upcast(x)), axes)
+
+    def is_ordinary(self, squares: Array) -> Array:
+        """Which sums of squares have lost nothing that matters to overflow or underflow."""
+        low, high, _ = _ORDINARY[precision(squares.dtype).compute]
+        return (squares > low) & (squares < high)
+
     def norm(self, x: Array, axes: tuple[int, ...]) -> tuple[Array, Array]:
         """The l2 norm of every group of `x` along `axes` as two factors, `m` and `u`, with ``norm = m * u``.
 
@@ -233,34 +246,48 @@ class Namespace:
         it is on devices that flush these, and since a direction as short has no finite derivative. Both factors keep
         `axes` with length 1; the derivative is that of ``m * u``, and 0 for a group of zeros.
         """
+        m, u = self.of_norm(x, axes, self.sum_of_squares(x, axes), lambda m, u: (m, u))
+        return m, u
+
+    def of_norm(
+        self,
+        x: Array,
+        axes: tuple[int, ...],
+        squares: Array,
+        then: Callable[[Array, Array], tuple[Array, ...]],
+    ) -> tuple[Array, ...]:
+        """What `then` makes of the factors that `norm` gives, where the `sum_of_squares` is known.
+
+        Compiled code computes it once, and not again for every entry that takes it, as it comes out of a branch.
+        """
         x = self.upcast(x)
         p = precision(x.dtype)
-        low, high, power = _ORDINARY[p.compute]
-        plain = self.accurate_sum(self._squares(x), axes)
-        fixed = self.stop_gradient(plain)
-        ordinary, one = (fixed > low) & (fixed < high), self.ones_like(fixed)
+        power = _ORDINARY[p.compute][2]
+        fixed = self.stop_gradient(squares)
+        ordinary, one = self.is_ordinary(fixed), self.ones_like(fixed)
 
-        def quick() -> tuple[Array, Array]:
-            n = self.sqrt(self.where(ordinary, plain, 1.0))  # where both are computed, with a finite derivative
+        def quick() -> tuple[Array, ...]:
+            n = self.sqrt(self.where(ordinary, squares, 1.0))  # where both are computed, with a finite derivative
             m = self.stop_gradient(n)
-            return m, n / m
+            return then(m, n / m)
 
-        def slow() -> tuple[Array, Array]:
+        def slow() -> tuple[Array, ...]:
             scale = self.where(ordinary, one, self.where(fixed < 1, power * one, one / power))
             # not x * scale: XLA would take the square of the scale, which is infinite, out of a sum of constants
             small, large = self.times(x, power), self.times(x, 1 / power)
-            squares = self._squares(self.where(ordinary, x, self.where(fixed < 1, small, large)))
-            held = self.stop_gradient(squares)
+            scaled = self._squares(self.where(ordinary, x, self.where(fixed < 1, small, large)))
+            held = self.stop_gradient(scaled)
             largest = self.max(held, axis=axes, keepdims=True) if axes else held
-            total = self.where(largest < (p.tiny * scale) ** 2, 0.0, self.accurate_sum(squares, axes))
+            total = self.where(largest < (p.tiny * scale) ** 2, 0.0, self.accurate_sum(scaled, axes))
             zero = total == 0
             n = self.where(self.isfinite(total), self.sqrt(self.where(zero, 1.0, total)), float("nan"))
             m = self.stop_gradient(n) / scale  # the norm itself, where that is no extreme number
             m = self.where(m < 1 / p.tiny, self.where(m > p.tiny, m, p.tiny), 1 / p.tiny)
             m = self.where(zero, 1.0, m)
-            return m, self.where(zero, 0.0, n / (m * scale))
+            return then(m, self.where(zero, 0.0, n / (m * scale)))
 
-        return self.either(ordinary, quick, slow)
+        found: tuple[Array, ...] = self.either(ordinary, quick, slow)
+        return found
 
     def _squares(self, x: Array) -> Array:
         return self.real(x) ** 2 + self.imag(x) ** 2 if self.is_complex(x) else x * x

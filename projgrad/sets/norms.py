@@ -161,7 +161,8 @@ def to_shell(x: Array, xp: Namespace, metric: Array | None, axis: Axis, low: Any
     """The move to ``low <= ||x|| <= high`` in every group along `axis`; the bounds are numbers or 0-d arrays."""
     axes = numeric_axes(axis, len(x.shape))
     size = group_size(x.shape, axes)
-    m, u = (None, None) if xp.in_place and metric is None else xp.norm(x, axes)
+    later = metric is None and (xp.in_place or xp.branches(x))  # when the move is carried out
+    m, u = (None, None) if later else xp.norm(x, axes)
     if isinstance(low, int | float) and low == 0:
         scale = Scale(m, u, None, high, axes, size)
     else:

@@ -92,20 +92,25 @@ class JaxNamespace(Namespace):
 
         @jax.custom_jvp
         def skipping(done: jax.Array, x: jax.Array, *others: Any) -> jax.Array:
-            return jax.lax.cond(jnp.all(done), lambda x, *others: x, function, x, *others)
+            # a loop of at most one round writes in place, where a branch that returns `x` would copy it
+            state = (~jnp.all(done), x)
+            return jax.lax.while_loop(lambda c: c[0], lambda c: (c[0] & False, function(c[1], *others)), state)[1]
 
         @skipping.defjvp
         def jvp(primals: Any, tangents: Any) -> Any:
-            return jax.jvp(lambda x: function(x, *primals[2:]), primals[1:2], tangents[1:2])
+            return jax.jvp(function, primals[1:], tangents[1:])
 
         return skipping(done, x, *others)
 
     def either(self, ok: Any, quick: Callable[[], Any], slow: Callable[[], Any]) -> Any:
+        if self.branches(ok):
+            return jax.lax.cond(jnp.all(ok), quick, slow)
+        on_host = self.can_look(ok) and {d.platform for d in ok.devices()} == {"cpu"}
+        return super().either(ok, quick, slow) if on_host else slow()
+
+    def branches(self, x: Any) -> bool:
         # where traced code is to run is not known: by default, on the first kind of device
-        platforms = {d.platform for d in ok.devices()} if self.can_look(ok) else {jax.default_backend()}
-        if platforms != {"cpu"}:
-            return slow()
-        return super().either(ok, quick, slow) if self.can_look(ok) else jax.lax.cond(jnp.all(ok), quick, slow)
+        return not self.can_look(x) and jax.default_backend() == "cpu"
 
     def constant(self, value: FrozenArray, like: jax.Array) -> jax.Array:
         return jnp.asarray(self.finite(value, like.dtype).astype(like.dtype))

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from projgrad.constraint import Constraint
-from projgrad.moves import Clip, Move, Piecewise, Relaxed, is_one
+from projgrad.moves import Clip, Move, Piecewise, Relaxed, Scale, is_one
 from projgrad.plan import PlanEntry
 from projgrad_backends.jax.namespace import xp
 from projgrad_backends.jax.parameters import is_skipped
@@ -24,7 +24,7 @@ def added(p: Any, u: Any) -> jax.Array:
 
 
 def onto(entry: PlanEntry, params: list[Any], weights: list[Any], updates: list[Any], step: Any) -> list[Any]:
-    """``P(p + u) - p``, rounded such that adding it to `p` ends in the set; `u` itself where ``p + u`` is in the set.
+    """``P(p + u) - p``, rounded such that adding it to `p` ends in the set, at ``p + u`` where that is in the set.
 
     Args:
         entry: what holds for the parameters.
@@ -61,7 +61,10 @@ def _onto(constraint: Constraint, p: jax.Array, u: jax.Array, h: jax.Array | Non
     z = p + u
     move = constraint.move(z, xp, None if h is None else h.astype(xp.real(xp.upcast(z)).dtype))
     target = xp.stored(move.apply(z, xp))
-    new = jnp.where(move.keep(z, xp), u, target - p)
+    # Where the move is written over z, keeping `u` costs an array. p + (z - p) is z too, unless `u` is larger than `p`
+    # and z a power of two: then it may be the number next to that.
+    over = isinstance(move, Scale) and move.m is None and p.dtype.itemsize >= 4
+    new = target - p if over else jnp.where(move.keep(z, xp), u, target - p)
     # In single and double precision, rounding `new` moves a norm by far less than its tolerance.
     coarse = _clips(move) or (p.dtype.itemsize < 4 and not _is_orthant(move))
     strict = is_one(constraint.rate) or hasattr(constraint.rate, "dtype")  # an array may be 1

@@ -118,10 +118,10 @@ _FUNCTIONS = SimpleNamespace(
 )
 
 
-def _gradient(function: Callable[[tf.Tensor], tf.Tensor], x: tf.Tensor, upstream: tf.Tensor) -> tf.Tensor:
+def _gradients(function: Callable[..., tf.Tensor], x: tuple[tf.Tensor, ...], upstream: tf.Tensor) -> Any:
     with tf.GradientTape() as tape:
-        tape.watch(x)
-        y = function(x)
+        tape.watch([a for a in x if a.dtype.is_floating or a.dtype.is_complex])
+        y = function(*x)
     return tape.gradient(y, x, upstream)
 
 
@@ -145,7 +145,7 @@ class TensorFlowNamespace(Namespace):
 
     def with_derivative(self, value: tf.Tensor, x: tf.Tensor, derivative: Callable[..., Any]) -> tf.Tensor:
         def held(x: tf.Tensor) -> Any:
-            return tf.identity(value), lambda upstream: _gradient(derivative, tf.zeros_like(x), upstream)
+            return tf.identity(value), lambda upstream: _gradients(derivative, (tf.zeros_like(x),), upstream)
 
         return tf.custom_gradient(held)(x)
 
@@ -166,18 +166,20 @@ class TensorFlowNamespace(Namespace):
         return tf.math.top_k(x, count).values[..., -1:]
 
     def unless(self, done: Any, function: Callable[..., Any], x: tf.Tensor, *others: Any) -> tf.Tensor:
-        def skipping(x: tf.Tensor) -> Any:
-            y = tf.cond(tf.reduce_all(done), lambda: x, lambda: function(x, *others))
-            return y, lambda upstream: _gradient(lambda x: function(x, *others), x, upstream)
+        def skipping(*inputs: tf.Tensor) -> Any:
+            y = tf.cond(tf.reduce_all(done), lambda: inputs[0], lambda: function(*inputs))
+            return y, lambda upstream: _gradients(function, inputs, upstream)
 
-        return tf.custom_gradient(skipping)(x)
+        return tf.custom_gradient(skipping)(x, *others)
 
     def either(self, ok: Any, quick: Callable[[], Any], slow: Callable[[], Any]) -> Any:
         if self.can_look(ok):
             return super().either(ok, quick, slow)
-        if tf.executing_eagerly() or tf.config.list_physical_devices("GPU"):  # where a graph is to run is not known
-            return slow()
-        return tf.cond(tf.reduce_all(ok), quick, slow)
+        return tf.cond(tf.reduce_all(ok), quick, slow) if self.branches(ok) else slow()
+
+    def branches(self, x: tf.Tensor) -> bool:
+        # where a graph is to run is not known
+        return not tf.executing_eagerly() and not tf.config.list_physical_devices("GPU")
 
     def constant(self, value: FrozenArray, like: tf.Tensor) -> tf.Tensor:
         return tf.constant(self.finite(value, like.dtype), like.dtype)
