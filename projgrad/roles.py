@@ -27,6 +27,7 @@ def check_width(held: Weights, width: Any) -> int:
         held.positive("width", width)
         return int(width)
     layers = [w for w in held.weights if w.kind == EMBEDDING]
+    layers = layers or [w for w in held.found if w.kind == EMBEDDING and not w.parameter.refused]  # the user's
     sizes = sorted({group_size(w.shape, held.inputs(w)) for w in layers})
     if len(sizes) != 1:
         known = f"{listed(layers)} have" if layers else "no layer is known as an embedding, which leaves"

@@ -131,6 +131,19 @@ def test_attention_over_vectors_of_another_size() -> None:
         presets.ngpt(nn.ModuleDict({"value": nn.Linear(1, 8)}), 8)
 
 
+def test_a_name_that_says_both_leaves_it_to_the_size() -> None:
+    model = nn.ModuleDict({"value": nn.ModuleDict({"up_proj": nn.Linear(8, 32), "down_proj": nn.Linear(32, 8)})})
+    rules = {"value.up_proj.weight": pg.UnitNorm(axis=1), "value.down_proj.weight": pg.UnitNorm(axis=0)}
+    assert presets.ngpt(model, 8) == rules
+
+
+def test_an_embedding_that_is_left_free_tells_the_width() -> None:
+    model = nn.ModuleDict({"embed": nn.Embedding(11, 8), "up": nn.Linear(8, 32), "other": nn.Embedding(11, 4)})
+    assert presets.ngpt(model, but={"embed.*": None, "other.*": None}, width=8)["up.weight"] == pg.UnitNorm(axis=1)
+    del model["other"]
+    assert presets.ngpt(model, but={"embed.*": None}) == {"up.weight": pg.UnitNorm(axis=1), "embed.*": None}
+
+
 class Conv1D(nn.Module):
     """A linear layer as transformers has it in GPT-2."""
 
