@@ -130,6 +130,19 @@ def test_bounds_may_be_schedules() -> None:
         presets.lipschitz(NET, bound)
 
 
+@pytest.mark.parametrize("preset", [presets.maxnorm_dropout, presets.wgan, presets.lipschitz])
+def test_bounds_may_be_injected_into_compiled_steps(preset: Any) -> None:
+    optax, jax = pytest.importorskip("optax"), pytest.importorskip("jax")
+    from projgrad.optax import project, project_params
+
+    params = {"dense": {"kernel": jax.numpy.zeros((3, 4))}}
+    outward = jax.tree.map(jax.numpy.ones_like, params)
+    tx = optax.inject_hyperparams(lambda bound: project(preset(params, bound)))(bound=0.5)
+    updates = jax.jit(lambda state: tx.update(outward, state, params))(tx.init(params))[0]
+    expected = project_params(outward, preset(params, 0.5))
+    np.testing.assert_allclose(updates["dense"]["kernel"], expected["dense"]["kernel"], rtol=1e-5)
+
+
 def test_kernels_of_morphology_have_a_least_value_below_0() -> None:
     for wrong in (0, 1.0, NAN, INF):
         for centred in (True, False):
