@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-__all__ = ["HIDDEN", "MORPHOLOGICAL", "READERS", "THROUGH", "WRITERS"]
+__all__ = ["ATTENDING", "DECODERS", "HIDDEN", "MORPHOLOGICAL", "READERS", "THROUGH", "WRITERS"]
 
-# of transformers: what reads the embedding, and what writes it
-_READ = ("q", "k", "v", "qkv", "query", "key", "value", "w[qkv]", "w_[qkv]", "to_[qkv]", "*[qkv]_proj", "*query_proj")
-READERS = (*_READ, "*key_proj", "*value_proj", "*up_proj", "*gate_proj", "*c_fc", "up", "gate", "w1", "w3", "*lm_head")
+# of transformers: the queries, keys and values of attention; what reads the embedding, and what writes it
+_QKV = ("q", "k", "v", "qkv", "query", "key", "value", "w[qkv]", "w_[qkv]", "to_[qkv]", "*[qkv]_proj")
+ATTENDING = (*_QKV, "[qkv]_proj_weight", "*query_proj", "*key_proj", "*value_proj")
+READERS = (*ATTENDING, "*up_proj", "*gate_proj", "*c_fc", "up", "gate", "w1", "w3", "*lm_head")
 _WRITE = ("o", "wo", "w_o", "out", "to_out", "output", "attention_output", "proj", "*o_proj", "*out_proj")
 WRITERS = (*_WRITE, "*output_proj", "*c_proj", "*down_proj", "down", "w2")
+
+# of autoencoders
+DECODERS = ("*decoder", "decoder*", "dec", "dec_*", "*_dec")
 
 # of input-convex networks: what takes hidden layers, and what takes the input
 HIDDEN = ("z", "zs", "z[0-9]*", "z_*", "*_z", "*_zs", "*_z[0-9]*", "*_z_[0-9]*", "wz", "wzs", "wz[0-9]*", "wz_[0-9]*")

@@ -12,10 +12,14 @@ Nothing is guessed. Where a layer is not known (a class of your own, a bare arra
 - ``but``: rules of your own, which win: what they select, the preset does not look at. None leaves it free.
 
 Other arguments that are patterns are compared, whatever the case, with the name of a parameter and with every part of
-it between dots or slashes.
+it between dots or slashes. What is given replaces the patterns that an argument has by itself, if any.
 
-All raise TypeError where the model is none of these, and ValueError, with the name of the parameter, where they cannot
-know what the paper says of it, and where they select nothing.
+A parameter with several names (tied weights) is held to what is asked of it under each of them: an embedding that is
+the output head too is held as the head, by a rule with its first name.
+
+All raise TypeError where the model is none of these, or a number or pattern is none; and ValueError where an argument
+is out of range or names nothing, where a preset selects nothing, and, with the name of the parameter, where it cannot
+know what the paper says of it.
 """
 
 from __future__ import annotations
@@ -30,12 +34,14 @@ import numpy as np
 
 from projgrad.axes import Axis, group_size
 from projgrad.constraint import Constraint
-from projgrad.layer_names import HIDDEN, MORPHOLOGICAL, READERS, THROUGH, WRITERS
+from projgrad.layer_names import DECODERS, HIDDEN, MORPHOLOGICAL, THROUGH
+from projgrad.roles import check_width, eegnet_layers, embedding_axes
 from projgrad.rules import Rules
+from projgrad.schedule import Schedule
 from projgrad.sets import Box, Extensive, MaxNorm, MinMaxNorm, NonNeg, SpectralNorm, UnitNorm
 from projgrad.sets.morphology import non_positive
 from projgrad.tag import Tag
-from projgrad.weights import DENSE, DEPTHWISE, EMBEDDING, Known, Patterns, Weight, Weights
+from projgrad.weights import DENSE, EMBEDDING, Known, Patterns, Weight, Weights
 
 __all__ = [
     "edm2",
@@ -55,8 +61,8 @@ def ngpt(
     model: Any,
     width: int | None = None,
     *,
-    readers: Patterns = READERS,
-    writers: Patterns = WRITERS,
+    readers: Patterns = (),
+    writers: Patterns = (),
     incoming: Known = None,
     but: Rules | None = None,
 ) -> dict[Any, Any]:
@@ -64,12 +70,14 @@ def ngpt(
 
     Of tokens, queries, keys, values, the first layer of an MLP and the output head that is the axis of the inputs; of
     the projections that write back into the embedding space (of attention, the last of an MLP) that of the outputs. It
-    is the one whose size is `width`. Parameters of fewer than two dimensions are free.
+    is the one whose size is `width`; where both are of that size, the name of the layer tells, as most are called.
+    Parameters of fewer than two dimensions are free.
 
     Args:
         model: the model.
         width: the size of the embedding; None for that of the embedding layers.
-        readers, writers: of matrices both of whose sizes are `width`, the layers that read and that write it.
+        readers, writers: layers that read the embedding and that write it, where their names do not tell or tell wrong;
+            the names of all others still tell.
         incoming, but: see the module.
 
     Raises:
@@ -80,28 +88,17 @@ def ngpt(
     hypersphere, arXiv 2410.01131, 2024.
     """
     held = Weights("ngpt", model, but, incoming)
-    if width is None:
-        sizes = {group_size(w.shape, held.inputs(w)) for w in held.weights if w.kind == EMBEDDING}
-        if len(sizes) != 1:
-            raise ValueError(f"presets.ngpt: the embedding layers have the widths {sorted(sizes)}: say which, width=")
-        (width,) = sizes
-    return held.rules((w, UnitNorm(axis=_along(held, w, width, readers, writers))) for w in held.weights)
+    reading = held.chosen("readers", readers, held.weights)
+    writing = held.chosen("writers", writers, held.weights)
+    width = check_width(held, width)
 
+    def unit(weight: Weight) -> Constraint:
+        if weight in reading and weight in writing:
+            raise held.error(weight, "both readers= and writers= name it")
+        reads = True if weight in reading else False if weight in writing else None
+        return UnitNorm(axis=embedding_axes(held, weight, width, reads))
 
-def _along(held: Weights, weight: Weight, width: int, readers: Patterns, writers: Patterns) -> tuple[int, ...]:
-    """The axes of a matrix that are the embedding dimension."""
-    held.check(weight)
-    known = not isinstance(weight.incoming, str)  # otherwise, one axis of a matrix of any layout may tell
-    sides = [held.inputs(weight), held.outputs(weight)] if known else [(d,) for d in range(len(weight.shape))]
-    fitting = [axes for axes in sides if group_size(weight.shape, axes) == width]
-    if known and len(fitting) == 2:
-        reads, writes = weight.kind == EMBEDDING or weight.named(readers), weight.named(writers)
-        if reads == writes:
-            raise held.error(weight, f"both its sides have the size {width}: name it in readers= or in writers=")
-        fitting = [fitting[0] if reads else fitting[1]]
-    if len(fitting) != 1:
-        raise held.error(weight, f"{len(fitting)} of its axes have the size {width} of the embedding dimension")
-    return fitting[0]
+    return held.rules((w, unit(w)) for w in held.weights)
 
 
 def edm2(model: Any, *, variance: bool = False, incoming: Known = None, but: Rules | None = None) -> dict[Any, Any]:
@@ -131,7 +128,7 @@ def edm2(model: Any, *, variance: bool = False, incoming: Known = None, but: Rul
 def sae(
     model: Any,
     *,
-    decoder: Patterns = ("*decoder", "decoder*", "dec", "dec_*", "*_dec"),
+    decoder: Patterns = DECODERS,
     tangent: str | None = "gradient",
     incoming: Known = None,
     but: Rules | None = None,
@@ -150,7 +147,7 @@ def sae(
     autoencoders, arXiv 2406.04093, 2024.
     """
     held = Weights("sae", model, but, incoming)
-    chosen = [w for w in held.weights if w.named(decoder)]
+    chosen = held.chosen("decoder", decoder, held.weights, DECODERS)
     for w in chosen:
         if w.named(("encoder", "enc")):
             raise held.error(w, "it is called encoder as well: say by decoder= which is the decoder")
@@ -160,10 +157,16 @@ def sae(
 def wgan(critic: Any, clip: float = 0.01, *, but: Rules | None = None) -> dict[Any, Any]:
     """Every parameter of a critic in ``[-clip, clip]``, biases and scales too, as in the paper's code.
 
+    Args:
+        critic: the model.
+        clip: the bound, a positive number.
+        but: see the module.
+
     Source: Arjovsky, Chintala and Bottou, Wasserstein generative adversarial networks, ICML 2017, algorithm 1.
     """
     held = Weights("wgan", critic, but)
-    return held.rules((w, Box(-clip, clip)) for w in held.all)
+    held.positive("clip", clip)
+    return held.rules((w, Box(-1.0 * clip, clip)) for w in held.all)  # which may be a schedule, that has no minus
 
 
 def icnn(
@@ -183,11 +186,13 @@ def icnn(
     Source: Amos, Xu and Kolter, Input convex neural networks, ICML 2017, proposition 1.
     """
     held = Weights("icnn", model, but)
+    inner = held.chosen("hidden", hidden, held.factors, HIDDEN)
+    outer = held.chosen("through", through, held.factors, THROUGH)
     for w in held.factors:
-        if w.named(hidden) == w.named(through):
-            both = "both" if w.named(hidden) else "neither"
+        if (w in inner) == (w in outer):
+            both = "both" if w in inner else "neither"
             raise held.error(w, f"{both} of hidden= and through= name it, which say what is non-negative and what free")
-    return held.rules((w, NonNeg()) for w in held.factors if w.named(hidden))
+    return held.rules((w, NonNeg()) for w in inner)
 
 
 def monotone(
@@ -213,7 +218,7 @@ def monotone(
         incoming, but: see the module.
 
     Raises:
-        TypeError: positions are no ints.
+        TypeError: positions are not ints.
         ValueError: a position does not exist or is in both, or `first` is not given and needed; see the module.
 
     Source: Archer and Wang, Application of the back propagation neural network algorithm with monotonicity
@@ -222,7 +227,7 @@ def monotone(
     """
     held = Weights("monotone", model, but, incoming)
     falling, wanted = _positions(decreasing), None if increasing is None else _positions(increasing)
-    starts = [w for w in held.weights if w.named(first)]
+    starts = held.chosen("first", first, held.weights)
     if not starts and (falling or increasing is not None):
         raise ValueError(f"presets.monotone: say by first= which weights take the inputs: {held.names}")
 
@@ -269,31 +274,19 @@ def eegnet(
     Args:
         model: the model.
         spatial: the depthwise convolution over the electrodes; None for the only depthwise convolution, or the one of
-            them that is called spatial. That of a Keras `SeparableConv2D` is none of them.
-        classifier: the last layer; None for the only dense one.
-        spatial_norm, classifier_norm: the bounds.
+            them that is called spatial, or the one with a single weight along the axis of ordinary convolutions, which
+            is time. That of a Keras `SeparableConv2D` is none of them.
+        classifier: the last layer; None for the only dense one, or the one of them that is called a class(ifier).
+        spatial_norm, classifier_norm: the bounds, positive numbers.
         incoming, but: see the module.
 
     Source: Lawhern, Solon, Waytowich, Gordon, Hung and Lance, EEGNet: a compact convolutional neural network for
     EEG-based brain-computer interfaces, Journal of Neural Engineering 15, 2018, table 2.
     """
     held = Weights("eegnet", model, but, incoming)
-
-    def chosen(patterns: Patterns | None, kind: str, called: str, argument: str) -> list[Weight]:
-        if patterns is not None:
-            found = [w for w in held.weights if w.named(patterns)]
-        else:
-            found = [w for w in held.weights if w.kind == kind]
-            found = [w for w in found if w.named(called)] if len(found) > 1 else found
-        if not found or (patterns is None and len(found) > 1):
-            raise ValueError(
-                f"presets.eegnet: of {held.names}, {len(found)} are taken for the {kind} layer of the paper: say which "
-                f"it is by {argument}="
-            )
-        return found
-
-    filters = chosen(spatial, DEPTHWISE, "*spatial*", "spatial")
-    classes = chosen(classifier, DENSE, "*class*", "classifier")
+    held.positive("spatial_norm", spatial_norm)
+    held.positive("classifier_norm", classifier_norm)
+    filters, classes = eegnet_layers(held, spatial, classifier)
     return held.rules(
         (w, MaxNorm(most, axis=held.inputs(w)))
         for ws, most in ((filters, spatial_norm), (classes, classifier_norm))
@@ -314,11 +307,12 @@ def lipschitz(
 
     The largest singular value of each is at most ``constant**(1 / n)``. The bound holds for the network in the l2 norm
     where all between them has a constant of at most 1, as relu and max-pooling without overlap have; sums of branches,
-    attention and normalisation have not. Embeddings are free. A module used twice under one name counts once.
+    attention and normalisation have not. Embeddings are free. A module used twice under one name counts once, and what
+    `but` selects does not count.
 
     Args:
         model: the model.
-        constant: the bound.
+        constant: the bound, a positive number.
         conv: a kernel, as the matrix of the weights of each output, has the singular value s. With p places in space,
             the convolution, padded by zeros or around, has at most ``sqrt(p) * s``, with any stride. "bound" bounds
             that, so that the constant holds; "reshaped" bounds s, as in the paper of 2017, and it need not.
@@ -332,6 +326,9 @@ def lipschitz(
     if conv not in ("bound", "reshaped"):
         raise ValueError(f'presets.lipschitz: conv={conv!r} is neither "bound" nor "reshaped"')
     held = Weights("lipschitz", model, but, incoming)
+    held.positive("constant", constant, ", as every layer gets its max_value from it")
+    if isinstance(constant, Schedule):
+        raise TypeError("presets.lipschitz: constant= takes a number, and no schedule, as its roots are needed")
     layers, whole = [w for w in held.factors if w.kind != EMBEDDING], SpectralNorm(constant, method=method)
 
     def ball(weight: Weight) -> Constraint:
@@ -361,7 +358,7 @@ def morphology(
     Args:
         model: the model.
         layers: the layers that add kernels and take the largest or smallest: parts of names, or names of their classes.
-        lower: the least value; -inf for none.
+        lower: the least value, below 0; -inf for none.
         centred: False for kernels that are only non-positive.
         spatial: the spatial axes; None for the last two in torch and equinox, and the first two in Keras and flax.
         but: see the module.
@@ -370,7 +367,9 @@ def morphology(
     filters, part I, IEEE Transactions on Acoustics, Speech and Signal Processing 35, 1987.
     """
     held = Weights("morphology", model, but)
-    chosen = [w for w in held.weights if w.named(layers) or w.of_class(layers)]
+    held.number("lower", lower, lambda number: number < 0, "must be below 0")
+    held.axis("spatial", spatial)
+    chosen = held.chosen("layers", layers, held.weights, MORPHOLOGICAL, classes=True)
     for w in chosen:
         if w.kind and w.use.layer is not None and not w.of_class(layers):
             raise held.error(w, f"it belongs to {type(w.use.layer).__name__}, which multiplies with it")
@@ -392,4 +391,5 @@ def maxnorm_dropout(model: Any, c: float = 3.0, *, incoming: Known = None, but: 
     networks from overfitting, Journal of Machine Learning Research 15, 2014, section 5.1.
     """
     held = Weights("maxnorm_dropout", model, but, incoming)
+    held.positive("c", c)
     return held.rules((w, MaxNorm(c, axis=held.inputs(w))) for w in held.weights if w.kind != EMBEDDING)

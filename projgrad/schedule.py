@@ -15,7 +15,7 @@ from projgrad.namespace import native
 from projgrad.precision import precision
 from projgrad.registry import register
 
-__all__ = ["Schedule", "check_at_steps", "is_step", "make_at_steps", "steps_in", "value_at"]
+__all__ = ["Schedule", "check_at_steps", "is_step", "is_traced", "make_at_steps", "steps_in", "value_at"]
 
 
 if TYPE_CHECKING:  # it may stand wherever a number may
@@ -133,7 +133,7 @@ def make_at_steps(post_init: Callable[[Any], None]) -> Callable[[Any], None]:
     def make(self: Any) -> None:
         given = {f.name: getattr(self, f.name) for f in fields(self)}
         schedules = {name: value for name, value in given.items() if isinstance(value, Schedule)}
-        unknown = [name for name, value in given.items() if _is_unknown(value)]
+        unknown = [name for name, value in given.items() if is_traced(value)]
         if not schedules and not unknown:
             post_init(self)
         steps = {step for schedule in schedules.values() for step in schedule.steps}
@@ -155,7 +155,7 @@ def make_at_steps(post_init: Callable[[Any], None]) -> Callable[[Any], None]:
     return make
 
 
-def _is_unknown(value: Any) -> bool:
+def is_traced(value: Any) -> bool:
     """Whether this is a number that only compiled code will know."""
     return getattr(value, "shape", None) == () and not (lookup := native(value))[1].can_look(lookup[0])
 

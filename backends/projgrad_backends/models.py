@@ -9,7 +9,7 @@ from typing import Any
 from projgrad.rules import Parameter, Use
 from projgrad.weights import CONV, DENSE, DEPTHWISE, EMBEDDING
 
-__all__ = ["channels_first", "described", "kind"]
+__all__ = ["channels_first", "described", "kinds"]
 
 # by framework and class, base classes included; of recurrent cells and attention, only the layers that they are made of
 _KINDS = {
@@ -17,6 +17,7 @@ _KINDS = {
     "torch._ConvNd": CONV,
     "torch.Embedding": EMBEDDING,
     "torch.EmbeddingBag": EMBEDDING,
+    "transformers.Conv1D": DENSE,
     "flax.Linear": DENSE,
     "flax.LinearGeneral": DENSE,
     "flax.Einsum": DENSE,
@@ -44,7 +45,7 @@ def described(model: Any) -> list[Parameter]:
         model: a torch module, a Keras layer or model, an nnx or equinox module, or a dict of JAX parameters.
 
     Raises:
-        TypeError: it is none of these.
+        TypeError: it is none of these, or the dict has no arrays.
         ValueError: a Keras model that is not built.
     """
     keras, torch = sys.modules.get("keras"), sys.modules.get("torch")
@@ -56,17 +57,36 @@ def described(model: Any) -> list[Parameter]:
         from projgrad_backends.torch.parameters import of_model
 
         return of_model(model)
+    if isinstance(model, Mapping):
+        return _of_dict(model)
     if "jax" in sys.modules:
         from projgrad_backends.jax.parameters import is_module, opened, parameters
 
-        if isinstance(model, Mapping) and "params" in model and len(model) > 1:
-            raise TypeError(f'a preset takes the parameters alone, model["params"], not all of {sorted(model)}')
-        if isinstance(model, Mapping) or is_module(model):
+        if is_module(model):
             return parameters(*opened(model, None), {})
     raise TypeError(
         "a preset takes a torch module, a Keras model, an nnx or equinox module, or a dict of JAX parameters (of flax "
         f"linen, what the optimizer gets), not {type(model).__name__}"
     )
+
+
+def _of_dict(model: Mapping[Any, Any]) -> list[Parameter]:
+    torch = sys.modules.get("torch")
+    if torch is not None and any(isinstance(value, torch.Tensor) for value in model.values()):
+        raise TypeError("a preset takes a torch module, and not a dict of its tensors, which does not tell the layers")
+    if "jax" not in sys.modules:
+        raise TypeError(
+            "a preset takes a dict for the parameters of JAX (of flax linen, what the optimizer gets), and jax is not "
+            "imported: import it first, or give the torch module or Keras model instead of a dict of its arrays"
+        )
+    if "params" in model and len(model) > 1:
+        raise TypeError(f'a preset takes the parameters alone, model["params"], not all of {sorted(model)}')
+    from projgrad_backends.jax.parameters import opened, parameters
+
+    found = parameters(*opened(model, None), {})
+    if not found:
+        raise TypeError(f"a preset takes a dict with JAX or NumPy arrays in it, and {dict(model)!r} has none")
+    return found
 
 
 def channels_first(use: Use) -> bool:
@@ -75,8 +95,15 @@ def channels_first(use: Use) -> bool:
     return "keras" not in roots and not roots.isdisjoint({"torch", "equinox"})
 
 
-def kind(use: Use, shape: tuple[int, ...]) -> str:
-    """What kind of layer computes with this weight as it is, one of `projgrad.weights`; "" where that is not known."""
+def kinds(use: Use, shape: tuple[int, ...]) -> tuple[str, ...]:
+    """What kinds of layers compute with this weight as it is, of `projgrad.weights`; "" where that is not known."""
+    kind = _kind(use, shape)
+    if kind == EMBEDDING and use.attribute == "reverse_embeddings":  # the output head of Keras's ReversibleEmbedding
+        return (DENSE,)
+    return (EMBEDDING, DENSE) if kind == EMBEDDING and getattr(use.layer, "tie_weights", None) is True else (kind,)
+
+
+def _kind(use: Use, shape: tuple[int, ...]) -> str:
     if isinstance(use.incoming, str):
         return ""
     if _roots(use.layer).isdisjoint({"torch", "keras", "flax", "equinox"}) or isinstance(use.layer, Mapping):

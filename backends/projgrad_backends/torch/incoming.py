@@ -43,11 +43,21 @@ _WEIGHTS: list[tuple[type[nn.Module], str, _Rule]] = [
 ]
 
 
+# layers of libraries that may not be there, by the package and name of their class
+_BY_NAME: dict[tuple[str, str, str], _Rule] = {
+    ("transformers", "Conv1D", "weight"): _all_but(1),  # a linear layer of GPT-2, stored as (in, out)
+}
+
+
 def incoming(layer: nn.Module, attribute: str, weight: torch.Tensor) -> Axes | str:
     """The "incoming" axes of a layer's parameter, or the reason why it has none."""
     for kind, start, rule in _WEIGHTS:
         if isinstance(layer, kind) and (attribute.startswith(start) if start.endswith("_") else attribute == start):
             return rule(layer, weight)
+    for known in type(layer).__mro__:
+        named = _BY_NAME.get((known.__module__.partition(".")[0], known.__name__, attribute))
+        if named is not None:
+            return named(layer, weight)
     return (
         f'axis="incoming" is not known for {attribute!r} of {type(layer).__name__}: give axes as numbers (axis=0 for a '
         f"vector), or leave it free with a rule that maps it to None"
