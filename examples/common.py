@@ -44,7 +44,7 @@ def parser(name: str, doc: str | None, *frameworks: str) -> argparse.ArgumentPar
     if len(frameworks) > 1:
         found.add_argument("--framework", choices=frameworks, default=frameworks[0])
     found.add_argument("--quick", action="store_true", help="other defaults, which take seconds, to see that it runs")
-    found.add_argument("--out", type=Path, help=f"the picture, or its folder (default: ./{name}-{{framework}}.png)")
+    found.add_argument("--out", type=Path, help=f"the picture, or its folder (default: ./{name}-FRAMEWORK.png)")
     return found
 
 
@@ -73,7 +73,7 @@ def check_out(found: argparse.ArgumentParser, path: Path) -> None:
         if new:
             path.unlink()
     except OSError as error:
-        found.error(f"--out {path}: {error.strerror}")
+        found.error(f"--out {path} cannot be written: {error}")
 
 
 def spread(values: Any, digits: int = 3) -> str:

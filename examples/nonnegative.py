@@ -67,7 +67,7 @@ class Case(NamedTuple):
 
 
 RATES = [0.003, 0.01, 0.03, 0.1, 0.3, 1.0]  # to try
-# learning rates: those of RATES with the lowest mean loss at the end, by `--rates` (SignSteps: the first length)
+# learning rates: those of RATES with the lowest mean loss at the end, by `--rates` (SignSteps: first lengths, to 0.1)
 CASES = [
     Case("free", "Adam", 0.1),
     Case("projected", "Adam", 0.1),
