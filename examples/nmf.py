@@ -9,7 +9,7 @@ Found: plain factorization is the business of scikit-learn, as good as `SPG` (a 
 third to a fifth of the time; Adam is behind (0.442). Atoms of 40 pixels at most cost next to nothing (0.419). Where
 80 % of the codes are to be 0, a bound on their sums with atoms of norm 1 is better (0.530, all atoms in use) than
 scikit-learn's l1 penalty, here of atoms too (0.577, 13 of 40 in use), but takes six times as long. Its atoms are
-whole digits.
+whole digits. On the small digits, scikit-learn is ahead of `SPG` (0.077 and 0.113 after 300 steps, in the same time).
 """
 
 from __future__ import annotations

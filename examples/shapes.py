@@ -23,6 +23,7 @@ regression, from 50 samples with an error of 0.19 rather than 0.24, but weight d
 the error is no smaller: 86 rather than 79 from 50 patients, and with decay the same, which is that of a linear model.
 What the constraint gives there is the guarantee: without, predictions fall somewhere along 69 to 96 % of the curves,
 and with decay up to 7 %. With it nothing falls at all, and the convex networks are convex up to rounding (3e-6).
+In JAX it is much the same: 0.33 to 0.19 in the valley, 0.55 to 0.47 on the cone, 62 to 96 % of the curves.
 """
 
 from __future__ import annotations

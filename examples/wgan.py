@@ -9,6 +9,7 @@ A critic proves its mean difference over the product of its spectral norms. Foun
 0.38 in boxes of 0.01 and 0.1, 0.72 by `SpectralNorm(1)` with ReLU, 1.13 (81 %) with MaxMin, which is not all either.
 After 400 steps the generators against it are at 0.39 and find 8 of 8 Gaussians, with ReLU at 0.44 and 4 or 5; with
 boxes at 1.85 and none, and 0.66 and 0 or 4 (2 seeds). None is near the 0.12 of two real samples; 400 steps are few.
+On the moons they prove 0.03, 0.26, 0.38 and 0.62 of 0.825, and the generators end at 1.29, 0.33, 0.22 and 0.18.
 The spectral critics take two to three times as long. All cases share one optimizer and its rate, tuned for none.
 """
 
