@@ -28,9 +28,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import matplotlib
-
-matplotlib.use("Agg")
+import common  # type: ignore[import-not-found]
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.ticker import NullFormatter
@@ -168,11 +166,7 @@ def table(results: Mapping[float, Mapping[str, Found]], shown: float, active: fl
                 at(active, [result[name] for result in results.values()]),
             ]
         )
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    rows.insert(1, ["-" * width for width in widths])
-    return "\n".join(
-        "| " + " | ".join(f"{cell:<{w}}" for cell, w in zip(row, widths, strict=True)) + " |" for row in rows
-    )
+    return common.table(rows)
 
 
 def mosaic(atoms: np.ndarray, rows: int, columns: int) -> np.ndarray:
@@ -226,21 +220,15 @@ def draw(results: Mapping[float, Mapping[str, Found]], shown: float, steps: int,
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--framework", choices=["torch", "jax"], default="torch")
+    parser = common.parser("autoencoder", __doc__, "torch", "jax")
     parser.add_argument("--penalties", nargs="+", type=float, default=PENALTIES, help=f"(default: {PENALTIES})")
-    parser.add_argument("--steps", type=int, default=2000)
-    parser.add_argument("--batch", type=int, default=128)
-    parser.add_argument("--atoms", type=int, default=256, help="four times as many as pixels, by default")
-    parser.add_argument("--quick", action="store_true", help="a few steps, to see that it runs")
-    parser.add_argument("--out", type=Path, help="where the picture goes (default: ./autoencoder-FRAMEWORK.png)")
-    args = parser.parse_args(argv)
-    args.images = 5000
-    if args.quick:
-        args.penalties, args.steps, args.batch, args.atoms, args.images = args.penalties[:1], 20, 32, 100, 500
-    if args.steps < 10 or args.atoms < 1 or args.batch < 1:
-        parser.error("--steps must be at least 10, --atoms and --batch at least 1")
-    args.out = args.out or Path(f"autoencoder-{args.framework}.png")
+    parser.add_argument("--steps", type=common.count, default=2000, help="at least 10")
+    parser.add_argument("--batch", type=common.count, default=128)
+    parser.add_argument("--atoms", type=common.count, default=256, help="four times as many as pixels, by default")
+    parser.set_defaults(images=5000)
+    args = common.parse(parser, argv, penalties=PENALTIES[:1], steps=20, batch=32, atoms=100, images=500)
+    if args.steps < 10:
+        parser.error("--steps must be at least 10")
     return args
 
 

