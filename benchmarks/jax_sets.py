@@ -80,11 +80,21 @@ def _comparison(constraint: pg.Constraint, peers: dict[str, Function], start: ja
         "floor: read (sum)": jnp.sum,
         "floor: read, write": lambda x: x + 1.0,
     }
-    candidates = [_candidate(name, jax.jit(function), start) for name, function in calls.items()]
+    candidates = [_in_place(name, function, start) for name, function in calls.items()]
     limits = {"Simplex": {10**6: 1 / 20, 1000: 1 / 10}, "L1Ball": {10**6: 1 / 20, 1000: 1 / 10}}
     limit = limits.get(type(constraint).__name__, {}).get(start.shape[-1], 1.0)
     title = f"{type(constraint).__name__}, {' x '.join(map(str, start.shape))} float32"
     return Comparison(title, candidates, ["projgrad"], start.nbytes, dict.fromkeys(peers, limit))
+
+
+def _in_place(name: str, function: Function, start: jax.Array) -> Candidate:
+    """With an array that is given away (donated), as weights are in a step of training."""
+    compiled, given = jax.jit(function, donate_argnums=0), [start]
+
+    def restore() -> None:
+        given[0] = jax.block_until_ready(start + 0)
+
+    return Candidate(name, lambda: jax.block_until_ready(compiled(given[0])), restore)
 
 
 def _candidate(name: str, function: Callable[..., Any], *arguments: Any) -> Candidate:

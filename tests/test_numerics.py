@@ -170,6 +170,51 @@ def test_groups_of_all_sizes_beside_each_other(framework: Framework, dtype: str)
                 np.testing.assert_allclose(y.T, expected, rtol=pg.tolerance(dtype, 300, 1.0))
 
 
+COMPILED = [f for f in FRAMEWORKS if f.compile]
+
+
+@pytest.mark.parametrize("framework", COMPILED, ids=repr)
+@pytest.mark.parametrize("rate", [1.0, 0.5])
+def test_compiled_groups_do_not_depend_on_which_others_move(framework: Framework, rate: float) -> None:
+    # where none moves, compiled code leaves out all else; where one is extreme, it takes the norms of all again
+    if framework.missing:
+        pytest.skip(f"{framework.needs} is not installed")
+    assert framework.compile is not None
+    inside, outside, odd = [0.3, 0.9], [1.1, 30.0], [0.0, 1e-30, 1e25, 3e37, np.nan]
+    directions = np.random.default_rng(0).uniform(0.5, 1, (5, 9))
+    directions /= np.linalg.norm(directions, axis=0)
+    for constraint in (pg.MaxNorm(1.0, axis=0, rate=rate), pg.MinMaxNorm(0.5, 1.0, axis=0, rate=rate)):
+        compiled = framework.compile(constraint.project)
+        for norms in (inside, outside, odd, inside + outside, inside + odd, outside + odd, inside + outside + odd):
+            values = (directions[:, : len(norms)] * norms).astype("float32")
+            found = framework.read(compiled(framework.make(values, "float32")))
+            expected = constraint.project(values)
+            np.testing.assert_allclose(found, expected, rtol=3e-7)
+            kept = np.all(expected == values, axis=0)
+            assert same(found[:, kept], values[:, kept])
+
+
+@pytest.mark.parametrize("framework", [f for f in FRAMEWORKS if f.gradient], ids=repr)
+def test_gradients_do_not_depend_on_which_others_move(framework: Framework) -> None:
+    if framework.missing:
+        pytest.skip(f"{framework.needs} is not installed")
+    assert framework.gradient is not None
+    random = np.random.default_rng(0)
+    x, weights = random.normal(size=(2, 4, 3)).astype("float32")
+    unit = x / np.linalg.norm(x, axis=0)
+    tangent = weights - unit * (unit * weights).sum(0)
+    for norms in ([0.5, 0.9, 0.1], [2.0, 0.9, 4.0], [2.0, 3.0, 4.0], [2.0, 0.9, 1e-25], [2.0, 0.9, 1e25]):
+        found = framework.gradient(
+            pg.MaxNorm(1.0, axis=0).project,
+            framework.make(unit * norms, "float32"),
+            framework.make(weights, "float32"),
+        )
+        for j, norm in enumerate(norms):
+            expected = tangent[:, j] / norm if norm > 1 else weights[:, j]
+            atol = 1e-6 / max(norm, 1.0)
+            np.testing.assert_allclose(framework.read(found)[:, j], expected, rtol=1e-5, atol=atol)
+
+
 def test_wide_reads_what_was_made(framework: Framework) -> None:
     values = np.asarray([[1.5, -2.0]])
     np.testing.assert_array_equal(framework.read(framework.make(values, "float32")), wide(values))

@@ -181,3 +181,36 @@ def test_a_feasible_group_is_not_shrunk_by_many_steps():
     c, p = pg.MaxNorm(1.0, axis=0), jnp.full((4, 2), 5e-4)
     end = jax.lax.fori_loop(0, 10000, lambda _, w: after(c, w, jnp.zeros_like(w)), p)
     np.testing.assert_array_equal(end, p)
+
+
+@given(st.integers(0, 2**32 - 1), st.sampled_from([1e-3, 0.3, 1.0, 3.0, 1e3]))
+def test_what_is_in_a_ball_is_stepped_to_as_without_it(seed, size):
+    """To the last bit, but where a step is larger than the weight and leads to a power of two."""
+    p, u = normal(seed, (50, 4), "float32"), normal(seed + 1, (50, 4), "float32", size)
+    tx = po.project({"w": pg.MaxNorm(1e6, axis=0)})
+    updates, _ = jax.jit(tx.update)({"w": u}, tx.init({"w": p}), {"w": p})
+    found, expected = entries(optax.apply_updates({"w": p}, updates)["w"]), entries(p + u)
+    mantissa = np.abs(np.frexp(expected)[0])
+    assert ((found == expected) | ((mantissa == 0.5) & (np.abs(u) > np.abs(p)))).all()
+    np.testing.assert_array_max_ulp(found.astype("float32"), expected.astype("float32"), 2)
+
+
+def test_steps_may_be_differentiated():
+    """Through the projection, with respect to parameters and updates: inside, outside, and beside what overflows."""
+    p = jnp.asarray([[0.3, 3.0, 1e25], [0.4, 4.0, 1e25]])
+    u = jnp.asarray([[0.1, 1.0, 1e24], [0.1, -1.0, 1e24]])
+    tx = po.project({"w": pg.MaxNorm(1.0, axis=0)})
+
+    def stepped(p, u):
+        updates, _ = tx.update({"w": u}, tx.init({"w": p}), {"w": p})
+        return optax.apply_updates({"w": p}, updates)["w"]
+
+    for columns in ([0], [1], [0, 1], [0, 2], [0, 1, 2]):
+        z = (p + u)[:, columns]
+        found = jax.jit(jax.jacrev(stepped, (0, 1)))(p[:, columns], u[:, columns])
+        for by_column in found:
+            for j in range(len(columns)):
+                norm = np.linalg.norm(entries(z[:, j]))
+                unit = entries(z[:, j]) / norm
+                expected = np.eye(2) if norm <= 1 else (np.eye(2) - np.outer(unit, unit)) / norm
+                np.testing.assert_allclose(by_column[:, j, :, j], expected, rtol=1e-5, atol=1e-6 / max(norm, 1))
