@@ -84,8 +84,8 @@ class JaxNamespace(Namespace):
         start = 0 * jnp.any(state[0]).astype("int32")
         return jax.lax.while_loop(go, lambda c: (c[0] + 1, *step(*c[1:])), (start, *state))[1:]
 
-    def least_of_largest(self, x: jax.Array, count: int) -> jax.Array:
-        return jnp.min(jax.lax.top_k(x, count)[0], axis=-1, keepdims=True)  # for the last one alone, XLA would sort
+    def top(self, x: jax.Array, count: int) -> jax.Array:
+        return jax.lax.top_k(x, count)[0]  # of which all are to be used, or XLA would sort
 
     def unless(self, done: Any, function: Callable[..., Any], x: jax.Array, *others: Any) -> jax.Array:
         if self.can_look(x):
