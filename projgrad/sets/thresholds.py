@@ -177,9 +177,11 @@ def within_bounds(
     last = xp.stop_gradient(v) - shift
     inside = xp.minimum(xp.maximum(last, lower), upper)
     past = xp.abs(xp.where(free, last, xp.stop_gradient(y)) - inside)
-    small = precision(v.dtype).compute_unit / math.sqrt(v.shape[-1])
-    # nor may so much be left that its own digits do
-    settled = xp.accurate_sum(past + small * (xp.abs(shift) - 4 * xp.abs(inside)), (-1,)) <= -left
+    unit = precision(v.dtype).compute_unit
+    # nor may so much be left that its own digits do: the point is off by no more than both
+    off = left + xp.accurate_sum(past + (unit / math.sqrt(v.shape[-1])) * xp.abs(shift), (-1,))
+    squares = xp.accurate_sum(xp.times(inside, inside), (-1,))
+    settled = off <= 6 * unit * xp.sqrt(xp.where(squares < 2.0**100, squares, 0.0))
     t, rest = xp.either(settled, lambda: (0.0 * rest, rest), again)
     y = moved(v, t) - scaled(rest, w, xp)
     return xp.where(y <= lower, lower, xp.where(y >= upper, upper, y))
@@ -314,6 +316,8 @@ def _searched(
     zero = xp.zeros_like(t)
     none, most = zero + math.nan, zero + xp.largest(t.dtype)
     _, t, a, b, *_ = xp.iterate(step, (xp.isfinite(t), t, a, b, none, none, none, most, zero), _MOST_SEARCHED)
+    if rough:
+        return t
     middle = a + (0.5 * b - 0.5 * a)
     between = (middle > a) & (middle < b)
 
