@@ -76,7 +76,7 @@ class Coupled(Constraint):
         ndim = len(x.shape)
         parts, last = self.parts(ndim), tuple(range(-self.dims, 0))
         v = arrange(xp.upcast(x), parts, xp)
-        finite = xp.all(xp.isfinite(v), axis=last, keepdims=True)
+        finite = xp.all_finite(v, last)
         clean = xp.can_look(finite) and xp.skips(v) and not xp.may_differentiate(v) and bool(xp.all(finite))
         if not clean:
             v = xp.where(finite, v, 0.0)

@@ -245,7 +245,7 @@ class Intersection(Constraint):
     def _off(self, x: Array, xp: Namespace, axes: tuple[int, ...]) -> Array:
         """The largest distance of every group from one of the sets, NaN for a group that is not finite."""
         v = xp.stop_gradient(xp.upcast(x))
-        finite = xp.all(xp.isfinite(v), axis=axes, keepdims=True)
+        finite = xp.all_finite(v, axes)
         v = xp.where(finite, v, 0.0)
         off = reduce(xp.maximum, (norm_of(v - xp.upcast(point(part, v, xp)), xp, axes) for part in self.sets))
         return xp.where(finite, off, float("nan"))
@@ -255,7 +255,7 @@ class Intersection(Constraint):
     ) -> Found:
         """The nearest point of every group, NaN for a group that is not finite."""
         v = xp.upcast(x)
-        finite = xp.all(xp.isfinite(v), axis=axes, keepdims=True)
+        finite = xp.all_finite(v, axes)
         v = xp.where(finite, v, 0.0)
         if metric is None:
             assert method.nearest is not None

@@ -171,8 +171,20 @@ class Namespace:
 
     def least_of_largest(self, x: Array, count: int) -> Array:
         """The least of the `count` largest entries along the last axis, with length 1."""
-        first = x.shape[-1] - count
-        return self.sort(x, axis=-1)[..., first : first + 1]
+        return self.min(self.top(x, count), axis=-1, keepdims=True)
+
+    def highest(self, x: Array, count: int) -> Array:
+        """The `count` largest entries along the last axis of `x`, in no order; they are constants."""
+        found = self.on_host(partial(_highest, count=count), x)
+        return self.top(x, count) if found is None else found
+
+    def top(self, x: Array, count: int) -> Array:
+        """`highest`, as the framework finds them."""
+        return self.sort(x, axis=-1)[..., x.shape[-1] - count :]
+
+    def all_finite(self, x: Array, axes: tuple[int, ...]) -> Array:
+        """Whether all entries of every group along `axes` are finite; with length 1 in these."""
+        return self.all(self.isfinite(x), axis=axes, keepdims=True)
 
     def solve(self, matrix: Array, right: Array) -> Array:
         """``matrix^-1 right`` of a batch, right with a last axis of its own; also inside `iterate`."""
@@ -204,6 +216,10 @@ class Namespace:
     def times(self, x: Array, by: Array) -> Array:
         """`x * by`, real or complex `x` by real `by`."""
         return x * by
+
+    def positive(self, x: Array) -> Array:
+        """``max(x, 0)``, and NaN where `x` is; a constant."""
+        return self.maximum(x, self.zeros_like(x[..., :1]))
 
     def support(self, x: Array) -> Array:
         """Where entries, none of which is negative, are above 0: 1 there as a number, else 0."""
@@ -375,3 +391,8 @@ def _is(x: Any, framework: str, kind: str) -> bool:
 
 def _partitioned(x: np.ndarray, index: int) -> np.ndarray:
     return np.partition(x, index, axis=-1)[..., index : index + 1]
+
+
+def _highest(x: np.ndarray, count: int) -> np.ndarray:
+    first = x.shape[-1] - count
+    return np.partition(x, first, axis=-1)[..., first:].copy()  # so that the rest is given back

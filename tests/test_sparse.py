@@ -175,7 +175,7 @@ def test_order_statistics_on_several_threads() -> None:
     x, xp = native(torch.tensor(values, requires_grad=True))
     before = torch.get_num_threads()  # 1
     try:
-        torch.set_num_threads(2)
+        torch.set_num_threads(3)  # from which on it is PyTorch that finds them
         for index in range(9):
             found = xp.order_statistic(x, index)
             assert not found.requires_grad

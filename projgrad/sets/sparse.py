@@ -9,7 +9,7 @@ from projgrad.axes import Axis
 from projgrad.coupled import PairSet, VectorSet
 from projgrad.namespace import Array, Namespace
 from projgrad.registry import register
-from projgrad.sets.thresholds import above_threshold, moderating
+from projgrad.sets.thresholds import COUNTED, above_threshold, above_threshold_of, moderating
 from projgrad.values import set_count, set_number
 
 __all__ = ["Cardinality", "L0Groups", "SparseSimplex"]
@@ -50,7 +50,7 @@ class Cardinality(VectorSet):
         set_count(self, "k")
 
     def holds(self, v: Array, xp: Namespace) -> Array:
-        return at_most(self.k, v != 0, xp)
+        return at_most(self.k, xp.support(xp.abs(v)), xp)
 
     def nearest(self, v: Array, xp: Namespace) -> Array:
         return xp.where(largest(xp.abs(xp.stop_gradient(v)), self.k, xp), v, 0.0)
@@ -96,11 +96,15 @@ class SparseSimplex(VectorSet):
         set_number(self, "total", least=0, what="a sum of numbers of at least 0")
 
     def holds(self, v: Array, xp: Namespace) -> Array:
-        return xp.all(v >= 0, axis=-1) & at_most(self.k, v != 0, xp)
+        return (xp.min(v, axis=-1) >= 0) & at_most(self.k, xp.support(xp.abs(v)), xp)
 
     def nearest(self, v: Array, xp: Namespace) -> Array:
-        kept = largest(xp.stop_gradient(v), self.k, xp)
-        return above_threshold(xp.where(kept, v, float("-inf")), self.total, xp)
+        if xp.may_differentiate(v) or self.k >= v.shape[-1]:
+            kept = largest(xp.stop_gradient(v), self.k, xp)
+            return above_threshold(xp.where(kept, v, float("-inf")), self.total, xp)
+        few = xp.highest(v, self.k)
+        kept = largest(v, self.k, xp, xp.min(few, axis=-1, keepdims=True))
+        return xp.where(kept, above_threshold_of(few, v, self.total, xp), 0.0)
 
 
 @register()
@@ -157,12 +161,13 @@ class L0Groups(PairSet):
         return 0.0 * v[..., :1, :1]
 
 
-def largest(v: Array, k: int, xp: Namespace) -> Array:
-    """Which entries along the last axis are the k largest; of equal ones, the first."""
+def largest(v: Array, k: int, xp: Namespace, least: Array | None = None) -> Array:
+    """Which entries along the last axis are the k largest, `least` that of these; of equal ones, the first."""
     size = v.shape[-1]
     if k >= size or k == 0:
         return (v == v) if k else (v != v)
-    least = xp.order_statistic(v, size - k)
+    if least is None:
+        least = xp.order_statistic(v, size - k)
     reached = v >= least
 
     def first() -> Array:
@@ -170,9 +175,15 @@ def largest(v: Array, k: int, xp: Namespace) -> Array:
         places = k - xp.sum(xp.astype(above, xp.int32), axis=-1, keepdims=True)
         return above | (tied & (xp.cumulative_sum(xp.astype(tied, xp.int32), axis=-1) <= places))
 
-    return xp.either(xp.sum(xp.astype(reached, xp.int32), axis=-1) == k, lambda: reached, first)
+    return xp.either(number(reached, xp) == k, lambda: reached, first)
 
 
 def at_most(k: int, these: Array, xp: Namespace) -> Array:
-    """Whether at most k of `these` along the last axis are true."""
-    return xp.sum(xp.astype(these, xp.int32), axis=-1) <= k
+    """Whether at most k of `these` along the last axis are true, or 1 and not 0."""
+    return number(these, xp) <= k
+
+
+def number(these: Array, xp: Namespace) -> Array:
+    """How many of `these` along the last axis are true, or 1 and not 0."""
+    exact = these.shape[-1] <= COUNTED  # PyTorch adds numbers like these in half the time that it takes for ints
+    return xp.sum(xp.astype(these, xp.float32 if exact else xp.int32), axis=-1)

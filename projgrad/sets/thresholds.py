@@ -11,7 +11,7 @@ from typing import Any
 from projgrad.namespace import Array, Namespace
 from projgrad.precision import precision
 
-__all__ = ["above_threshold", "moderating", "off_sum", "signs", "within_bounds"]
+__all__ = ["COUNTED", "above_threshold", "above_threshold_of", "moderating", "off_sum", "signs", "within_bounds"]
 
 _MOST = 75  # Newton steps; 11 were the most in groups of up to a million entries
 _MOST_SEARCHED = 300  # steps between two bounds
@@ -20,7 +20,7 @@ _FEW = 16  # entries, which are quicker compared each with each
 _GROUPS = 256  # so many are worth a longer program without a loop
 _BLOCK = 32  # entries, of whose largest ones a first threshold is found
 _ALMOST = 0.8 / _BLOCK  # of the way between two bounds, up to which the largest ones of blocks can make up the sum
-_COUNTED = 2**24  # entries, which single precision can count
+COUNTED = 2**24  # entries, which single precision can count
 
 
 def signs(v: Array, xp: Namespace) -> Array:
@@ -49,7 +49,7 @@ def above_threshold(v: Array, total: Any, xp: Namespace, w: Array | None = None)
         t = _newton(xp.stop_gradient(v), total, 0.0 * total, 0.0 * total, xp, w)[0]
     # once more from v - t w, where the digits that v has beyond it are not lost, and with the derivative
     v = v - scaled(t, w, xp)
-    y = _positive(xp.stop_gradient(v), xp)
+    y = xp.positive(xp.stop_gradient(v))
     above, differentiable = xp.support(y), xp.may_differentiate(v)
     if differentiable:
         y = xp.where(above > 0, v, 0.0)
@@ -58,7 +58,22 @@ def above_threshold(v: Array, total: Any, xp: Namespace, w: Array | None = None)
     else:  # the last step saw the same
         more = much / xp.where(count > 0, count, 1.0)
     y = y - xp.times(more, above if w is None else xp.times(above, w))
-    return xp.where(y > 0, y, 0.0) if differentiable else _positive(y, xp)
+    return xp.where(y > 0, y, 0.0) if differentiable else xp.positive(y)
+
+
+def above_threshold_of(few: Array, v: Array, total: Any, xp: Namespace) -> Array:
+    """``max(v - t, 0)`` with the t of `above_threshold` for `few` of the entries of `v`, the largest one among them.
+
+    For a `v` by which nothing is differentiated.
+    """
+    total = xp.zeros_like(v[..., :1]) + total
+    most = xp.max(few, axis=-1, keepdims=True)
+    few = few - most
+    t = _first_threshold(few, total, xp)[0]
+    y = xp.positive(few - t)
+    more = share(xp.accurate_sum(y, (-1,)) - total, xp.support(y), xp)
+    y = xp.positive((v - most) - t)  # the same numbers for each of the few
+    return xp.positive(y - xp.times(more, xp.support(y)))
 
 
 def _first_threshold(v: Array, total: Array, xp: Namespace) -> tuple[Array, Array | None, Array | None]:
@@ -84,7 +99,7 @@ def _first_threshold(v: Array, total: Array, xp: Namespace) -> tuple[Array, Arra
         tops = xp.max(xp.reshape(v[..., : blocks * _BLOCK], shape), axis=-2)
         t, count, _ = _newton(tops, total, t, count, xp)
     t, count, much = _newton(v, total, t, count, xp)
-    return t, (count if size <= _COUNTED else None), much
+    return t, (count if size <= COUNTED else None), much
 
 
 def _newton(
@@ -96,11 +111,11 @@ def _newton(
     """
 
     def step(moving: Array, t: Array, count: Array, much: Array) -> tuple[Array, Array, Array, Array]:
-        y = _positive(v - scaled(t, w, xp), xp)
+        y = xp.positive(v - scaled(t, w, xp))
         much = xp.accurate_sum(y, (-1,)) - total
         many = counted(xp.support(y), y.dtype, xp, w)
         further = t + much / xp.where(many > 0, many, 1.0)
-        if v.shape[-1] > _COUNTED or w is not None:
+        if v.shape[-1] > COUNTED or w is not None:
             return further > t, xp.maximum(further, t), 1.0 * count, much
         # where as many are above t as were above the last one, it was the last step, whatever the digits of t say
         return many != count, xp.where(many == count, t, xp.maximum(further, t)), many, much
@@ -110,10 +125,6 @@ def _newton(
         # a step divides the excess times the count by at least 4: from total * n**2, until that is rounding
         most = math.ceil(math.log2(v.shape[-1]) - math.log2(precision(v.dtype).compute_unit) / 2) + 2
     return xp.iterate(step, (xp.isfinite(t), t, count, xp.zeros_like(total)), most)[1:]
-
-
-def _positive(y: Array, xp: Namespace) -> Array:
-    return xp.maximum(y, xp.zeros_like(y[..., :1]))
 
 
 def within_bounds(
@@ -166,9 +177,11 @@ def within_bounds(
     last = xp.stop_gradient(v) - shift
     inside = xp.minimum(xp.maximum(last, lower), upper)
     past = xp.abs(xp.where(free, last, xp.stop_gradient(y)) - inside)
-    small = precision(v.dtype).compute_unit / math.sqrt(v.shape[-1])
-    # nor may so much be left that its own digits do
-    settled = xp.accurate_sum(past + small * (xp.abs(shift) - 4 * xp.abs(inside)), (-1,)) <= -left
+    unit = precision(v.dtype).compute_unit
+    # nor may so much be left that its own digits do: the point is off by no more than both
+    off = left + xp.accurate_sum(past + (unit / math.sqrt(v.shape[-1])) * xp.abs(shift), (-1,))
+    squares = xp.accurate_sum(xp.times(inside, inside), (-1,))
+    settled = off <= 6 * unit * xp.sqrt(xp.where(squares < 2.0**100, squares, 0.0))
     t, rest = xp.either(settled, lambda: (0.0 * rest, rest), again)
     y = moved(v, t) - scaled(rest, w, xp)
     return xp.where(y <= lower, lower, xp.where(y >= upper, upper, y))
@@ -264,7 +277,7 @@ def _searched(
         slope = xp.accurate_sum(free if w is None else xp.times(free, w), (-1,))
         found = xp.abs(f) <= xp.where(slope == 0, slack, enough)
         piece = last
-        if not rough and v.shape[-1] <= _COUNTED:
+        if not rough and v.shape[-1] <= COUNTED:
             # the sum of 1 at the upper bound and -1 at the lower one falls from each linear piece of f to the next
             piece = xp.accurate_sum(xp.astype(high, y.dtype) - xp.astype(low, y.dtype), (-1,))
             found = found | (piece == last)  # as where the last step was made
@@ -303,6 +316,8 @@ def _searched(
     zero = xp.zeros_like(t)
     none, most = zero + math.nan, zero + xp.largest(t.dtype)
     _, t, a, b, *_ = xp.iterate(step, (xp.isfinite(t), t, a, b, none, none, none, most, zero), _MOST_SEARCHED)
+    if rough:
+        return t
     middle = a + (0.5 * b - 0.5 * a)
     between = (middle > a) & (middle < b)
 

@@ -16,6 +16,7 @@ from projgrad_backends.jax.sharding import spec
 __all__ = ["xp"]
 
 _SHORT = 16  # entries of a row that is added entry by entry
+_LONG = 2**12  # entries of a constant
 
 
 class JaxNamespace(Namespace):
@@ -48,7 +49,7 @@ class JaxNamespace(Namespace):
         return jax.lax.stop_gradient(x)
 
     def graft(self, value: jax.Array, derivative: jax.Array) -> jax.Array:
-        return jax.lax.stop_gradient(value) - (jax.lax.stop_gradient(derivative) - derivative)  # -0 - 0 is -0
+        return _grafted(value, derivative) if self.may_differentiate(derivative) else value
 
     def with_derivative(self, value: jax.Array, x: jax.Array, derivative: Callable[..., Any]) -> jax.Array:
         @jax.custom_jvp
@@ -83,8 +84,8 @@ class JaxNamespace(Namespace):
         start = 0 * jnp.any(state[0]).astype("int32")
         return jax.lax.while_loop(go, lambda c: (c[0] + 1, *step(*c[1:])), (start, *state))[1:]
 
-    def least_of_largest(self, x: jax.Array, count: int) -> jax.Array:
-        return jnp.min(jax.lax.top_k(x, count)[0], axis=-1, keepdims=True)  # for the last one alone, XLA would sort
+    def top(self, x: jax.Array, count: int) -> jax.Array:
+        return jax.lax.top_k(x, count)[0]  # of which all are to be used, or XLA would sort
 
     def unless(self, done: Any, function: Callable[..., Any], x: jax.Array, *others: Any) -> jax.Array:
         if self.can_look(x):
@@ -113,7 +114,9 @@ class JaxNamespace(Namespace):
         return not self.can_look(x) and jax.default_backend() == "cpu"
 
     def constant(self, value: FrozenArray, like: jax.Array) -> jax.Array:
-        return jnp.asarray(self.finite(value, like.dtype).astype(like.dtype))
+        made = jnp.asarray(self.finite(value, like.dtype).astype(like.dtype))
+        # XLA would copy what is long into each branch and loop, where it also is read more slowly
+        return jax.lax.optimization_barrier(made) if made.size >= _LONG and self.may_differentiate(like) else made
 
     def accurate_sum(self, x: jax.Array, axes: tuple[int, ...]) -> jax.Array:
         if _are_short_rows(x, axes):
@@ -127,6 +130,14 @@ def _are_short_rows(x: Any, axes: tuple[int, ...]) -> bool:
         return False
     length = x.shape[-1]
     return isinstance(length, int) and 1 < length <= _SHORT and not any(spec(x))
+
+
+@jax.custom_jvp
+def _grafted(value: jax.Array, derivative: jax.Array) -> jax.Array:
+    return value
+
+
+_grafted.defjvps(None, lambda tangent, *_: tangent)
 
 
 @jax.custom_jvp

@@ -162,8 +162,8 @@ class TensorFlowNamespace(Namespace):
         go = lambda moving, *_: tf.reduce_any(moving)  # noqa: E731
         return tuple(tf.while_loop(go, lambda *s: tuple(step(*s)), state, maximum_iterations=most))
 
-    def least_of_largest(self, x: tf.Tensor, count: int) -> tf.Tensor:
-        return tf.math.top_k(x, count).values[..., -1:]
+    def top(self, x: tf.Tensor, count: int) -> tf.Tensor:
+        return tf.math.top_k(x, count).values
 
     def unless(self, done: Any, function: Callable[..., Any], x: tf.Tensor, *others: Any) -> tf.Tensor:
         def skipping(*inputs: tf.Tensor) -> Any:
