@@ -88,8 +88,8 @@ def _comparison(constraint: pg.Constraint, peers: dict[str, Function], start: ja
 
 
 def _in_place(name: str, function: Function, start: jax.Array) -> Candidate:
-    """With an array that is given away (donated), as weights are in a step of training."""
-    compiled, given = jax.jit(function, donate_argnums=0), [start]
+    """With an array that is given away (donated), as weights are in a step of training, and may be written over."""
+    compiled, given = jax.jit(function, donate_argnums=() if function is jnp.sum else 0), [start]
 
     def restore() -> None:
         given[0] = jax.block_until_ready(start + 0)
