@@ -265,27 +265,35 @@ class Either(Move):
 
     Args:
         ok: as in `Namespace.either`.
-        quick, slow: make the moves.
+        given: what is known of the groups.
+        quick: makes a move of `x` and what is given.
+        slow: makes a move of `x`.
     """
 
     ok: Array
-    quick: Callable[[], Move]
-    slow: Callable[[], Move]
+    given: tuple[Array, ...]
+    quick: Callable[..., Move]
+    slow: Callable[[Array], Move]
 
     def apply(self, x: Array, xp: Namespace) -> Array:
-        return self._either(lambda move: move.apply(x, xp), xp)
+        if not xp.branches(x):
+            return self._either(x, lambda move: move.apply(x, xp), xp)
+        # one after the other, as each may write over what it is given
+        odd = ~xp.all(self.ok)
+        y = xp.unless(odd, lambda x, *given: self.quick(x, *given).apply(x, xp), x, *self.given)
+        return xp.unless(~odd, lambda x: self.slow(x).apply(x, xp), y)
 
     def distance(self, x: Array, xp: Namespace) -> Array:
-        return self._either(lambda move: move.distance(x, xp), xp)
+        return self._either(x, lambda move: move.distance(x, xp), xp)
 
     def keep(self, x: Array, xp: Namespace, slack: float = 1.0) -> Array:
-        return self._either(lambda move: move.keep(x, xp, slack), xp)
+        return self._either(x, lambda move: move.keep(x, xp, slack), xp)
 
     def point(self, x: Array, xp: Namespace) -> Array:
-        return self._either(lambda move: move.point(x, xp), xp)
+        return self._either(x, lambda move: move.point(x, xp), xp)
 
-    def _either(self, what: Callable[[Move], Array], xp: Namespace) -> Array:
-        return xp.either(self.ok, lambda: what(self.quick()), lambda: what(self.slow()))
+    def _either(self, x: Array, what: Callable[[Move], Array], xp: Namespace) -> Array:
+        return xp.either(self.ok, lambda: what(self.quick(x, *self.given)), lambda: what(self.slow(x)))
 
 
 @dataclass(frozen=True)

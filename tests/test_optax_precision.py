@@ -210,7 +210,7 @@ def test_steps_may_be_differentiated():
         found = jax.jit(jax.jacrev(stepped, (0, 1)))(p[:, columns], u[:, columns])
         for by_column in found:
             for j in range(len(columns)):
-                norm = np.linalg.norm(entries(z[:, j]))
+                norm = float(np.linalg.norm(entries(z[:, j])))
                 unit = entries(z[:, j]) / norm
                 expected = np.eye(2) if norm <= 1 else (np.eye(2) - np.outer(unit, unit)) / norm
                 np.testing.assert_allclose(by_column[:, j, :, j], expected, rtol=1e-5, atol=1e-6 / max(norm, 1))

@@ -117,11 +117,11 @@ class _Linear(VectorSet):
     def solve(self, x: Array, xp: Namespace, metric: Array | None = None) -> Move:
         """As `nearest`, in fewer passes over the array where groups are of ordinary size and not along the normal."""
 
-        def slow() -> Move:
+        def slow(x: Array) -> Move:
             return super(_Linear, self).solve(x, xp, metric)
 
         if metric is not None:
-            return slow()
+            return slow(x)
         parts, last = self.parts(len(x.shape)), (-1,)
         v = arrange(xp.upcast(x), parts, xp)
         unit = xp.constant(self._unit, v)  # type: ignore[attr-defined]
@@ -132,7 +132,8 @@ class _Linear(VectorSet):
         ok = (squares > 2.0**-60) & (squares < 2.0**100) & (along + abs(offset) < 2.0**50)
         ok = ok & (xp.times(along, along) < 0.94 * squares)
 
-        def quick() -> Move:
+        def quick(x: Array, part: Array, squares: Array) -> Move:
+            v = arrange(xp.upcast(x), parts, xp)
             size, first = xp.sqrt(squares), part - offset
             if self.below:
                 first = xp.where(xp.stop_gradient(first) > 0, first, 0.0)
@@ -140,7 +141,7 @@ class _Linear(VectorSet):
             away, size = (self._per_group(values, x, xp) for values in (xp.abs(first), size))
             return Replace(y, self.group_axes(len(x.shape)), away=away, size=size)
 
-        return Either(ok, quick, slow)
+        return Either(ok, (part, squares), quick, slow)
 
     @property
     def cone(self) -> bool:  # type: ignore[override]
