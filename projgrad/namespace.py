@@ -80,6 +80,10 @@ class Namespace:
         """
         return None
 
+    def once(self, x: Array) -> Array:
+        """`x`, a few numbers per group: compiled code is to work it out once, not for every entry that it goes with."""
+        return x
+
     def carried_out(self, x: Array, find: Callable[[Array, Namespace], Any]) -> Array:
         """Where the move leads to that ``find(x, xp)`` makes, in a new array."""
         return find(x, self).apply(x, self)
