@@ -19,16 +19,19 @@ def comparisons(quick: bool = False) -> Iterator[Comparison]:
     m, n = (30, 40) if quick else (4096, 1024)
     start = torch.tensor(np.random.default_rng(0).standard_normal((m, n)).astype(np.float32))
     for k in (n // 32, n // 2):
-        yield _comparison(f"Cardinality({k})", Cardinality(k), start, _cardinality(k))
+        yield _comparison(f"Cardinality({k})", Cardinality(k), start, _cardinality(k), _partition(n - k))
     k = n // 32
-    yield _comparison(f"SparseSimplex({k})", SparseSimplex(k), start, _sparse_simplex(k))
+    yield _comparison(f"SparseSimplex({k})", SparseSimplex(k), start, _sparse_simplex(k), _partition(n - k))
     radius = float(0.1 * torch.linalg.vector_norm(start, dim=1).sum())
-    yield _comparison("GroupL1Ball", GroupL1Ball(radius), start, _group_l1(radius))
+    passes: Calls = {"floor: vector_norm, mul_": lambda w: w.mul_(torch.linalg.vector_norm(w, dim=1, keepdim=True))}
+    yield _comparison("GroupL1Ball", GroupL1Ball(radius), start, _group_l1(radius), passes)
     radius = float(0.1 * start.abs().amax(1).sum())
     yield _comparison("L1InfBall", L1InfBall(radius), start, {"sorting (Quattoni)": lambda w: l1_inf(w, radius)})
 
 
-def _comparison(name: str, constraint: Constraint, start: torch.Tensor, peers: Calls) -> Comparison:
+def _comparison(
+    name: str, constraint: Constraint, start: torch.Tensor, peers: Calls, least: Calls | None = None
+) -> Comparison:
     w = start.clone()
 
     def restore() -> None:
@@ -38,11 +41,16 @@ def _comparison(name: str, constraint: Constraint, start: torch.Tensor, peers: C
         "projgrad": lambda: project_(w, constraint),
         "projgrad, NumPy": lambda: constraint.project(start.numpy()),
     }
-    for peer, call in peers.items():
+    for peer, call in (peers | (least or {})).items():
         calls[peer] = lambda call=call: call(w)  # type: ignore[misc]
     candidates = [Candidate(peer, call, restore) for peer, call in calls.items()]
     title = f"{name}, {start.shape[0]} x {start.shape[1]} float32"
     return Comparison(title, [*candidates, *floors(w)], ["projgrad"], start.nbytes, dict.fromkeys(peers, 1.0))
+
+
+def _partition(index: int) -> Calls:
+    """The part that finds the largest entries."""
+    return {"floor: np.partition": lambda w: np.partition(w.numpy(), index, axis=1)}
 
 
 def _cardinality(k: int) -> Calls:

@@ -128,9 +128,16 @@ def _capped(values: np.ndarray) -> Iterator[Comparison]:
         return projection_box_section(v, (jnp.zeros(n), jnp.full(n, CAP), jnp.ones(n), 1.0))
 
     given = jnp.asarray(values)
+
+    def both_sums(v: Any) -> Any:
+        y = v - (jnp.max(v, axis=-1, keepdims=True) - CAP)
+        free = (y > 0) & (y < CAP)
+        return jnp.clip(y, 0, CAP).sum(-1) - free.astype(y.dtype).sum(-1)
+
     functions = {
         "projgrad": jax.jit(constraint.project),
         "jaxopt": jax.jit(box_section if values.ndim == 1 else jax.vmap(box_section)),
+        "floor: one round": jax.jit(both_sums),
     }
     calls: Calls = {n: lambda f=f: jax.block_until_ready(f(given)) for n, f in functions.items()}  # type: ignore[misc]
     yield _comparison(constraint, "JAX jit", calls, values, goals={"jaxopt": 1.0})

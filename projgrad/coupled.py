@@ -53,6 +53,10 @@ class Coupled(Constraint):
         away = v - self.nearest(v, xp)
         return xp.times(*xp.norm(away, tuple(range(-self.dims, 0))))
 
+    def size_near(self, v: Array, xp: Namespace) -> Array | None:
+        """The norm of every group, with length 1 in its axes, 0 for one that is far; None to take `Namespace.norm`."""
+        return None
+
     def holds(self, v: Array, xp: Namespace) -> Array | None:
         """Per group, without its axes: whether `v` has what must hold exactly (signs, zeros); None for nothing."""
         return None
@@ -80,12 +84,14 @@ class Coupled(Constraint):
         clean = xp.can_look(finite) and xp.skips(v) and not xp.may_differentiate(v) and bool(xp.all(finite))
         if not clean:
             v = xp.where(finite, v, 0.0)
-        holds, kept, near = self._holds(v, x, xp), None, None
+        holds, kept, near, size = self._holds(v, x, xp), None, None, None
         if metric is None:
             y = self.nearest(v, xp)
             # where nothing is left out, this takes fewer passes than the norm of what is moved
             if not xp.skips(v) and type(self).off is not Coupled.off:
                 near = self._per_group(xp.where(finite, self.off(xp.stop_gradient(v), xp), float("nan")), x, xp)
+                size = self.size_near(xp.stop_gradient(v), xp)
+                size = None if size is None else self._per_group(size, x, xp)
             if clean and y is v and holds is None:
                 kept = self._per_group(finite, x, xp)
         else:
@@ -97,7 +103,7 @@ class Coupled(Constraint):
 
             y = xp.unless(kept, nearest, v, arrange(metric, parts, xp))
         y = restore(y if clean else xp.where(finite, y, float("nan")), parts, tuple(x.shape), xp)
-        return Replace(y, self.group_axes(ndim), self.accuracy, holds, kept, near=near)
+        return Replace(y, self.group_axes(ndim), self.accuracy, holds, kept, size=size, near=near)
 
     def tangent_at(self, x: Array, d: Array, xp: Namespace) -> Array:
         if self.affine:

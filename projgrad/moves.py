@@ -214,7 +214,7 @@ class Replace(Move):
     near: Array | None = None
 
     def apply(self, x: Array, xp: Namespace) -> Array:
-        y, kept = xp.astype(self.y, x.dtype), self.keep(x, xp)
+        y, kept = xp.astype(self.y, x.dtype), xp.once(self.keep(x, xp))
         return y if _none(kept, xp) else xp.graft(xp.where(kept, x, y), y)
 
     def distance(self, x: Array, xp: Namespace) -> Array:

@@ -80,6 +80,10 @@ class Namespace:
         """
         return None
 
+    def once(self, x: Array) -> Array:
+        """`x`, a few numbers per group: compiled code is to work it out once, not for every entry that it goes with."""
+        return x
+
     def carried_out(self, x: Array, find: Callable[[Array, Namespace], Any]) -> Array:
         """Where the move leads to that ``find(x, xp)`` makes, in a new array."""
         return find(x, self).apply(x, self)
@@ -266,11 +270,7 @@ class Namespace:
         return m, u
 
     def of_norm(
-        self,
-        x: Array,
-        axes: tuple[int, ...],
-        squares: Array,
-        then: Callable[[Array, Array], tuple[Array, ...]],
+        self, x: Array, axes: tuple[int, ...], squares: Array, then: Callable[..., tuple[Array, ...]]
     ) -> tuple[Array, ...]:
         """What `then` makes of the factors that `norm` gives, where the `sum_of_squares` is known.
 

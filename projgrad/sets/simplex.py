@@ -58,6 +58,9 @@ class Simplex(VectorSet):
     def off(self, v: Array, xp: Namespace) -> Array:
         return off_sum(v, self.total, xp)
 
+    def size_near(self, v: Array, xp: Namespace) -> Array | None:
+        return _size(v, self.total, xp)
+
     has_tangent = True
 
     def tangent_in(self, v: Array, d: Array, xp: Namespace) -> Array:
@@ -185,7 +188,7 @@ class L1Ball(VectorSet):
     def nearest(self, v: Array, xp: Namespace) -> Array:
         sign = signs(xp.stop_gradient(v), xp)
         inside = xp.accurate_sum(xp.abs(xp.stop_gradient(v)), (-1,)) <= self.radius
-        return xp.where(inside, v, sign * above_threshold(sign * v, self.radius, xp))
+        return xp.where(inside, v, sign * above_threshold(_folded(v, sign, xp), self.radius, xp))
 
     def nearest_in(self, v: Array, h: Array, xp: Namespace) -> Array:
         sign = signs(xp.stop_gradient(v), xp)
@@ -195,6 +198,9 @@ class L1Ball(VectorSet):
     def off(self, v: Array, xp: Namespace) -> Array:
         far = off_sum(xp.abs(v), self.radius, xp)
         return xp.where(xp.accurate_sum(xp.abs(v), (-1,)) > self.radius, far, 0.0)
+
+    def size_near(self, v: Array, xp: Namespace) -> Array | None:
+        return _size(v, self.radius, xp)
 
 
 @register()
@@ -231,7 +237,7 @@ class L1Sphere(VectorSet):
 
     def nearest(self, v: Array, xp: Namespace) -> Array:
         sign = signs(xp.stop_gradient(v), xp)
-        return sign * above_threshold(sign * v, self.radius, xp)
+        return sign * above_threshold(_folded(v, sign, xp), self.radius, xp)
 
     def nearest_in(self, v: Array, h: Array, xp: Namespace) -> Array:
         sign = signs(xp.stop_gradient(v), xp)
@@ -239,6 +245,22 @@ class L1Sphere(VectorSet):
 
     def off(self, v: Array, xp: Namespace) -> Array:
         return off_sum(xp.abs(v), self.radius, xp)
+
+    def size_near(self, v: Array, xp: Namespace) -> Array | None:
+        return _size(v, self.radius, xp)
+
+
+def _folded(v: Array, sign: Array, xp: Namespace) -> Array:
+    """The size of every entry, by its `sign` where there may be a derivative."""
+    return sign * v if xp.may_differentiate(v) else xp.abs(v)
+
+
+def _size(v: Array, total: Any, xp: Namespace) -> Array | None:
+    """The norm of every group whose sizes sum up to about a `total` that is no extreme number; None for one that is."""
+    if not isinstance(total, float) or not 2.0**-40 < total < 2.0**40:
+        return None
+    squares = xp.accurate_sum(v * v, (-1,))
+    return xp.sqrt(xp.where(squares < 2.0**100, squares, 0.0))
 
 
 def _between(v: Array, d: Array, lower: Any, upper: Any, xp: Namespace) -> Array:

@@ -56,7 +56,7 @@ def above_threshold(v: Array, total: Any, xp: Namespace, w: Array | None = None)
     if differentiable or count is None:
         more = share(xp.accurate_sum(y, (-1,)) - total, above, xp, w)
     else:  # the last step saw the same
-        more = much / xp.where(count > 0, count, 1.0)
+        more = xp.once(much / xp.where(count > 0, count, 1.0))
     y = y - xp.times(more, above if w is None else xp.times(above, w))
     return xp.where(y > 0, y, 0.0) if differentiable else xp.positive(y)
 

@@ -165,6 +165,9 @@ class TensorFlowNamespace(Namespace):
     def top(self, x: tf.Tensor, count: int) -> tf.Tensor:
         return tf.math.top_k(x, count).values
 
+    def least_of_largest(self, x: tf.Tensor, count: int) -> tf.Tensor:
+        return self.top(x, count)[..., -1:]
+
     def unless(self, done: Any, function: Callable[..., Any], x: tf.Tensor, *others: Any) -> tf.Tensor:
         def skipping(*inputs: tf.Tensor) -> Any:
             y = tf.cond(tf.reduce_all(done), lambda: inputs[0], lambda: function(*inputs))

@@ -101,6 +101,11 @@ class TorchNamespace(EagerNamespace):
         carry_out(y, move)
         return y
 
+    def once(self, x: torch.Tensor) -> torch.Tensor:
+        if not torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active() or x.requires_grad:
+            return x
+        return x.as_strided(x.shape, x.stride())  # for which the compiler wants it in memory
+
     def stop_gradient(self, x: torch.Tensor) -> torch.Tensor:
         return x.detach()
 
