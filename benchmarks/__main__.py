@@ -105,7 +105,11 @@ def draw(results: Sequence[Result], path: Path) -> None:
         ax.set_xscale("log")
         ax.margins(x=0.15)
         ax.tick_params(labelsize=8)
-        ax.set_title(f"{result.title}; threads: {result.threads}", fontsize=8, loc="left")
+        number = f"threads: {result.threads}"
+        if result.threads == threads[0]:
+            ax.set_title(f"{result.title}; {number}", fontsize=8, loc="left")
+        else:  # at the right, as titles may be longer than a column is wide
+            ax.set_title(number, fontsize=8, loc="right")
         ax.spines[["top", "right"]].set_visible(False)
         if not ax.yaxis_inverted():
             ax.invert_yaxis()

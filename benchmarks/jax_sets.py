@@ -114,7 +114,7 @@ def _least(constraint: pg.Constraint) -> dict[str, Function]:
             first = jnp.maximum(first, 0.0)
         return jnp.where(first**2 <= 1e-12 * squares, x, x - first * unit)
 
-    return {"floor: both sums, write": project}
+    return {"by hand, exact: both sums": project}
 
 
 def _candidate(name: str, function: Callable[..., Any], *arguments: Any) -> Candidate:
