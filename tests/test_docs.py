@@ -1,0 +1,48 @@
+"""The code of the documentation runs as it stands, and prints what the pages say."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.pages import FRAMEWORKS, blocks_of, installed, run
+
+DOCS = Path(__file__).parent.parent / "docs"
+PAGES = sorted(path.relative_to(DOCS).as_posix() for path in DOCS.rglob("*.md"))
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_the_blocks_of_code_run_one_after_the_other(page: str) -> None:
+    names: dict[str, Any] = {"__name__": __name__}
+    ran, skipped = run(DOCS / page, installed(), names)
+    if not ran and skipped:
+        pytest.skip("no block runs without the frameworks that are missing")
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_no_block_of_python_is_overlooked(page: str) -> None:
+    text = (DOCS / page).read_text()
+    assert len(list(blocks_of(text))) == len(re.findall(r"^ *```python", text, re.MULTILINE))
+    assert not re.search(r"^ *```(py|python3|pycon)\b(?!thon)", text, re.MULTILINE)
+
+
+def test_without_frameworks_their_blocks_are_left_out_and_what_needs_them(tmp_path: Path) -> None:
+    page = tmp_path / "page.md"
+    page.write_text(
+        "```python\nimport torch\nw = torch.ones(2)\n```\n\n"
+        "=== \"A tab\"\n\n    ```python\n    print(w)\n    ```\n\n"
+        "```python\nw = 2\nprint(w)\n```\n\n```text\n2\n```\n"
+    )
+    assert run(page, set(), {}) == (1, 2)
+    page.write_text("```python\nprint(1)\n```\n\n```text\n2\n```\n")
+    with pytest.raises(AssertionError, match="line 2 prints\n1"):
+        run(page, set(), {})
+
+
+def test_frameworks_are_found_in_doors_too() -> None:
+    (block,) = blocks_of("```python\nimport projgrad.torch\nfrom projgrad.optax import project\nfrom jax import numpy\n```\n")
+    assert block.needs == {"torch", "optax", "jax"}
+    assert block.needs <= FRAMEWORKS
