@@ -121,9 +121,7 @@ def jax_weights() -> list[Weight]:
         weight("nnx.Embed(6, 4)", nnx.Embed(6, 4, rngs=rngs), "embedding", "words", "features"),
         weight("nnx.MultiHeadAttention, query", attention.query, "kernel", "in", "heads", "features"),
         weight("equinox Linear(5, 3)", eqx.nn.Linear(5, 3, key=key), "weight", "out", "in"),
-        weight(
-            "equinox Conv2d(2, 3, 3)", eqx.nn.Conv2d(2, 3, 3, key=key), "weight", "out", "in", "height", "width"
-        ),
+        weight("equinox Conv2d(2, 3, 3)", eqx.nn.Conv2d(2, 3, 3, key=key), "weight", "out", "in", "height", "width"),
         weight("equinox Embedding(6, 4)", eqx.nn.Embedding(6, 4, key=key), "weight", "words", "features"),
         weight("equinox LSTMCell(4, 2)", eqx.nn.LSTMCell(4, 2, key=key), "weight_ih", "4 gates x 2 units", "in"),
     ]

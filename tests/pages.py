@@ -17,7 +17,7 @@ from typing import Any
 __all__ = ["FRAMEWORKS", "Block", "blocks_of", "installed", "run"]
 
 FRAMEWORKS = frozenset(
-    "chop equinox flax geotorch jax jaxopt keras lightning matplotlib optax sklearn tensorflow torch".split()
+    ("chop", "equinox", "flax", "geotorch", "jax", "jaxopt", "keras", "matplotlib", "optax", "tensorflow", "torch")
 )
 _BLOCK = re.compile(
     r"^(?P<indent> *)```python[^\n]*\n(?P<code>.*?)^ *```\n(?:\s*^ *```text\n(?P<printed>.*?)^ *```$)?", re.S | re.M

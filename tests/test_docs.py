@@ -33,7 +33,7 @@ def test_without_frameworks_their_blocks_are_left_out_and_what_needs_them(tmp_pa
     page = tmp_path / "page.md"
     page.write_text(
         "```python\nimport torch\nw = torch.ones(2)\n```\n\n"
-        "=== \"A tab\"\n\n    ```python\n    print(w)\n    ```\n\n"
+        '=== "A tab"\n\n    ```python\n    print(w)\n    ```\n\n'
         "```python\nw = 2\nprint(w)\n```\n\n```text\n2\n```\n"
     )
     assert run(page, set(), {}) == (1, 2)
@@ -43,6 +43,8 @@ def test_without_frameworks_their_blocks_are_left_out_and_what_needs_them(tmp_pa
 
 
 def test_frameworks_are_found_in_doors_too() -> None:
-    (block,) = blocks_of("```python\nimport projgrad.torch\nfrom projgrad.optax import project\nfrom jax import numpy\n```\n")
+    (block,) = blocks_of(
+        "```python\nimport projgrad.torch\nfrom projgrad.optax import project\nfrom jax import numpy\n```\n"
+    )
     assert block.needs == {"torch", "optax", "jax"}
     assert block.needs <= FRAMEWORKS
