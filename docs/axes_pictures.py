@@ -1,6 +1,6 @@
 """Draws how layers store their weights, and which of them feed one unit.
 
-    python docs/axes_pictures.py            # writes docs/pictures/axes-*.png
+    python docs/axes_pictures.py            # writes docs/pictures/*.svg
 
 The shapes are those of real layers, and the coloured axes those that `axis="incoming"` resolves to for them.
 """
@@ -8,6 +8,7 @@ The shapes are those of real layers, and the coloured axes those that `axis="inc
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import product
@@ -24,6 +25,7 @@ from matplotlib.patches import Rectangle
 
 HERE = Path(__file__).parent / "pictures"
 ONE, REST, LINE = "#3f51b5", "#dfe3f5", "#8c96c6"
+SIDE = 0.26  # of a square, in inches
 GAP = 0.6  # between the small matrices of which an array of three or four dimensions is drawn
 
 
@@ -35,6 +37,16 @@ class Weight:
     shape: tuple[int, ...]
     means: Sequence[str]
     incoming: tuple[int, ...]
+
+    @property
+    def head(self) -> tuple[str, str, str]:
+        """What stands above the picture."""
+        layer, name = self.title.split("\n")
+        return layer, f"{name} {self.shape}", f"incoming: axis {', '.join(map(str, self.incoming))}"
+
+    def file(self, framework: str) -> Path:
+        """Where the picture is."""
+        return HERE / f"{framework}-{'-'.join(re.findall(r'[a-z]+[0-9]?d?', self.title.lower()))}.svg"
 
 
 def torch_weights() -> list[Weight]:
@@ -52,7 +64,7 @@ def torch_weights() -> list[Weight]:
         weight("ConvTranspose2d(2, 3, 3)", nn.ConvTranspose2d(2, 3, 3), "weight", "in", "out", "height", "width"),
         weight("Embedding(6, 4)", nn.Embedding(6, 4), "weight", "words", "features"),
         weight("LSTM(4, 2)", nn.LSTM(4, 2), "weight_ih_l0", "4 gates x 2 units", "in"),
-        weight("GRU(4, 2)", nn.GRU(4, 2), "weight_hh_l0", "3 gates x 2 units", "units before"),
+        weight("GRU(4, 2)", nn.GRU(4, 2), "weight_hh_l0", "3 gates x 2 units", "last state"),
         weight("MultiheadAttention(4, 2)", nn.MultiheadAttention(4, 2), "in_proj_weight", "q, k, v x 4", "in"),
     ]
 
@@ -95,7 +107,7 @@ def keras_weights() -> list[Weight]:
         ),
         weight("Embedding(6, 4)", built(layers.Embedding(6, 4)), "embeddings", "words", "features"),
         weight("LSTM(2)", lstm.cell, "kernel", "in", "4 gates x 2 units"),
-        weight("GRU(2)", gru.cell, "recurrent_kernel", "units before", "3 gates x 2 units"),
+        weight("GRU(2)", gru.cell, "recurrent_kernel", "last state", "3 gates x 2 units"),
         weight("MultiHeadAttention(2, 3), query", attention.query_dense, "kernel", "in", "heads", "features"),
     ]
 
@@ -127,48 +139,46 @@ def jax_weights() -> list[Weight]:
     ]
 
 
+WEIGHTS = {"torch": torch_weights, "keras": keras_weights, "jax": jax_weights}
+
+
 def _axes(found: tuple[int, ...] | str) -> tuple[int, ...]:
     if isinstance(found, str):
         raise ValueError(found)
     return found
 
 
-def draw(ax: Any, weight: Weight) -> None:
+def draw(weight: Weight, path: Path) -> None:
     """One square per number, those of the first unit dark; beyond two dimensions, a grid of matrices."""
     shape = (1,) * (4 - len(weight.shape)) + weight.shape
     fixed = [d + 4 - len(weight.shape) for d in range(len(weight.shape)) if d not in weight.incoming]
     high, wide = shape[2] + GAP, shape[3] + GAP
+    right, bottom = shape[1] * wide - GAP, shape[0] * high - GAP
+    fig = plt.figure(figsize=(right * SIDE, bottom * SIDE))
+    ax = fig.add_axes((0, 0, 1, 1), frame_on=False)
+    ax.set(xlim=(0, right), ylim=(bottom, 0), xticks=[], yticks=[])
     for index in product(*map(range, shape)):
         i, j, row, column = index
-        one = all(index[d] == 0 for d in fixed)
-        at = (j * wide + column, i * high + row)
-        ax.add_patch(Rectangle(at, 1, 1, facecolor=ONE if one else REST, edgecolor="white", linewidth=1))
-    right, bottom = shape[1] * wide - GAP, shape[0] * high - GAP
-    ax.set(xlim=(-0.2, right + 0.2), ylim=(bottom + 0.2, -0.2), aspect="equal", xticks=[], yticks=[])
-    ax.set_frame_on(False)
+        colour = ONE if all(index[d] == 0 for d in fixed) else REST
+        ax.add_patch(Rectangle((j * wide + column, i * high + row), 1, 1, facecolor=colour, edgecolor="white"))
     names = [f"axis {d}: {what}" for d, what in enumerate(weight.means)]
     inner, outer = names[-2:], names[:-2]
-    ax.set_ylabel("\n".join([*outer[-2:-1], inner[0]]), fontsize=8)
-    ax.set_xlabel("\n".join([inner[1], *outer[-1:]]), fontsize=8)
-    axes = ", ".join(map(str, weight.incoming))
-    ax.set_title(f"{weight.title} {weight.shape}\nincoming: axis {axes}", fontsize=9)
-
-
-def save(weights: Sequence[Weight], name: str) -> None:
-    """A picture of four to a row."""
-    rows = -(-len(weights) // 4)
-    fig, axes = plt.subplots(rows, 4, figsize=(11, 3.6 * rows), layout="constrained")
-    for ax in axes.flat:
-        ax.set_axis_off()
-    for ax, weight in zip(axes.flat, weights, strict=False):
-        ax.set_axis_on()
-        draw(ax, weight)
-    fig.savefig(HERE / name, dpi=110)
+    ax.set_ylabel("\n".join([*outer[-2:-1], inner[0]]))
+    ax.set_xlabel("\n".join([inner[1], *outer[-1:]]))
+    ax.set_title("\n".join(weight.head), fontsize=10)
+    fig.savefig(path, bbox_inches="tight", pad_inches=0.12, metadata={"Date": None, "Creator": None})
     plt.close(fig)
 
 
-if __name__ == "__main__":
+def main() -> None:
+    """Draw all, and say which there are."""
+    plt.rcParams |= {"svg.fonttype": "none", "svg.hashsalt": "projgrad", "font.size": 9}
     HERE.mkdir(exist_ok=True)
-    save(torch_weights(), "axes-torch.png")
-    save(keras_weights(), "axes-keras.png")
-    save(jax_weights(), "axes-jax.png")
+    for framework, weights in WEIGHTS.items():
+        for weight in weights():
+            draw(weight, weight.file(framework))
+            print(f"![{weight.head[0]}](pictures/{weight.file(framework).name})")
+
+
+if __name__ == "__main__":
+    main()

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib.util
 import re
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,7 @@ import pytest
 from tests.pages import FRAMEWORKS, blocks_of, installed, run
 
 DOCS = Path(__file__).parent.parent / "docs"
+PICTURED = {"torch": ("torch",), "keras": ("keras",), "jax": ("jax", "equinox", "flax")}
 PAGES = sorted(path.relative_to(DOCS).as_posix() for path in DOCS.rglob("*.md"))
 
 
@@ -48,3 +51,20 @@ def test_frameworks_are_found_in_doors_too() -> None:
     )
     assert block.needs == {"torch", "optax", "jax"}
     assert block.needs <= FRAMEWORKS
+
+
+@pytest.mark.parametrize("framework", PICTURED)
+def test_the_pictures_show_the_axes_that_are_looked_up(framework: str) -> None:
+    for needed in ("matplotlib", *PICTURED[framework]):
+        pytest.importorskip(needed)
+    spec = importlib.util.spec_from_file_location("axes_pictures", DOCS / "axes_pictures.py")
+    assert spec is not None
+    assert spec.loader is not None
+    sys.modules["axes_pictures"] = pictures = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(pictures)
+    page = (DOCS / "axes.md").read_text()
+    for weight in pictures.WEIGHTS[framework]():
+        drawn = weight.file(framework)
+        words = re.findall(r"<text[^>]*>([^<]*)</text>", drawn.read_text())
+        assert set(weight.head) <= set(words), f"{drawn.name}: run docs/axes_pictures.py again"
+        assert f"(pictures/{drawn.name})" in page
