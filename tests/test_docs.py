@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from tests.pages import FRAMEWORKS, blocks_of, installed, run
@@ -68,3 +69,15 @@ def test_the_pictures_show_the_axes_that_are_looked_up(framework: str) -> None:
         words = re.findall(r"<text[^>]*>([^<]*)</text>", drawn.read_text())
         assert set(weight.head) <= set(words), f"{drawn.name}: run docs/axes_pictures.py again"
         assert f"(pictures/{drawn.name})" in page
+
+
+def test_the_sets_to_choose_from_can_be_made_as_they_are_written() -> None:
+    import projgrad as pg
+
+    rows = re.findall(r"^\|[^|]*\|([^|]*)\|", (DOCS / "which.md").read_text(), re.MULTILINE)
+    written = [name for row in rows for name in re.findall(r"`((?:[A-Z]|presets)[^`]*)`", row)]
+    numbers = {"A": [[1.0, 2.0]], "b": 1.0, "k": 2, "r": 1.0, "u": 0.5, "w0": 0.0, "lower": -1.0, "upper": 1.0}
+    arrays = {"mask": [True, False], "value": 0.0, "grid": 0.1, "model": {"0/kernel": np.ones((3, 3))}}
+    assert len(written) > 30
+    for text in written:
+        assert eval(text, {**vars(pg), **numbers, **arrays}) is not None, text
