@@ -24,7 +24,7 @@ import matplotlib.pyplot as plt
 from matplotlib.patches import Rectangle
 
 HERE = Path(__file__).parent / "pictures"
-ONE, REST, LINE = "#3f51b5", "#dfe3f5", "#8c96c6"
+ONE, REST = "#3f51b5", "#dfe3f5"
 SIDE = 0.26  # of a square, in inches
 GAP = 0.6  # between the small matrices of which an array of three or four dimensions is drawn
 
