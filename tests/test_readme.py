@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+from tests.pages import installed, run
 
 README = Path(__file__).parent.parent / "README.md"
 
@@ -14,12 +15,10 @@ README = Path(__file__).parent.parent / "README.md"
 def test_the_blocks_of_code_run_one_after_the_other() -> None:
     for framework in ("torch", "optax", "keras"):
         pytest.importorskip(framework)
-    blocks = re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL)
-    code = [block for block in blocks if not block.startswith(">>>")]
-    assert len(code) >= 5
     names: dict[str, Any] = {"__name__": __name__}
-    for block in code:
-        exec(compile(block, str(README), "exec", dont_inherit=True), names)
+    ran, skipped = run(README, installed(), names)
+    assert ran >= 5
+    assert skipped == 0
     assert names["optimizer"].plan[0].name == "0.weight"
 
 
