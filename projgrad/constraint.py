@@ -232,7 +232,13 @@ class Constraint(ABC):
         return bool(xp.all(move.keep(x, xp, slack=1.5) if tol is None else move.distance(x, xp) <= tol))
 
     def relaxed(self, rate: float | Schedule) -> Self:
-        """This constraint, going only the part `rate` of its own way at a time."""
+        """This constraint, going only the part `rate` of its own way at a time.
+
+        Raises:
+            TypeError: it is a set of your own without a field ``rate: float = 1.0``.
+        """
+        if "rate" not in (field.name for field in fields(self)):  # type: ignore[arg-type]
+            raise TypeError(f"{type(self).__name__} has no field rate: float = 1.0, which relaxed() sets")
         return replace(self, rate=self.rate * rate)  # type: ignore[type-var]
 
     def every(self, steps: int) -> Tag:

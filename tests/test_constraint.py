@@ -145,6 +145,14 @@ class Even(pg.Constraint):
         return pg.Replace((x + xp.flip(x, axis=self.axis)) / 2, (self.axis,))
 
 
+@dataclass(frozen=True)
+class Unrated(pg.Constraint):
+    """A set of the user's that has no options."""
+
+    def solve(self, x: Any, xp: Any, metric: Any = None) -> pg.Move:
+        return pg.Assign(xp.abs(x))
+
+
 def test_a_function_can_stand_for_a_constraint() -> None:
     own = pg.as_constraint(round_to_half)
     x = np.array([0.3, 1.0, -0.8])
@@ -163,6 +171,12 @@ def test_a_subclass_gets_everything() -> None:
     assert list(own.violation(x)) == pytest.approx([math.sqrt(2), 0])
     assert pg.from_dict(own.to_dict()) == own
     assert own.bind((4, 2), "none") == own
+    assert own.relaxed(0.5) == Even(rate=0.25)
+
+
+def test_a_set_without_a_rate_is_not_relaxed() -> None:
+    with pytest.raises(TypeError, match="Unrated has no field rate"):
+        Unrated().relaxed(0.5)
     with pytest.raises(ValueError, match="rate"):
         Even(rate=2)
 
