@@ -11,7 +11,7 @@ from pathlib import Path
 from projgrad.files import ENDINGS, open_weights
 from projgrad.portable import FRAMEWORKS, load_plan, load_rules
 from projgrad.saved import SavedWeights
-from projgrad.storage import replacing
+from projgrad.storage import on_one_line, replacing
 
 __all__ = ["main"]
 
@@ -33,7 +33,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         raise
     except (ArithmeticError, ImportError, MemoryError, OSError, RuntimeError, TypeError, ValueError) as error:
-        print(f"projgrad: error: {error or type(error).__name__}", file=sys.stderr)
+        print(f"projgrad: error: {on_one_line(str(error)) or type(error).__name__}", file=sys.stderr)
         return _FAILED
 
 
@@ -50,7 +50,7 @@ def _project(given: argparse.Namespace) -> int:
     if out.suffix.lower() != given.weights.suffix.lower():
         raise ValueError(f"{out} must end in {given.weights.suffix}, as formats are not converted")
     weights = _opened(given)
-    with replacing(out, overwrite=given.in_place or given.overwrite) as file:
+    with replacing(out, overwrite=given.in_place or given.overwrite, like=given.weights) as file:
         projected = weights.projected()
         weights.file.write(file, projected.changed)
     print(projected.report())

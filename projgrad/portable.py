@@ -24,7 +24,7 @@ from projgrad.axes import INCOMING
 from projgrad.constraint import Constraint
 from projgrad.joint import Layout, all_axes
 from projgrad.registry import encode, from_dict, registered_classes
-from projgrad.storage import LIMIT, near, parse_json, read_text, replacing
+from projgrad.storage import LIMIT, near, on_one_line, parse_json, read_text, replacing
 from projgrad.tag import Joint, Tag
 
 if TYPE_CHECKING:
@@ -239,7 +239,7 @@ def _load_entry(saved: Any) -> PlanEntry:
     saved = _table(saved, "an entry", ("names", "shapes", "constraint", "joint", "layout", *_OPTIONS))
     names = tuple(_list(saved.get("names"), "names"))
     shown = ", ".join(map(str, names))
-    if not names or not all(isinstance(name, str) for name in names):
+    if not names or not all(isinstance(name, str) and on_one_line(name) == name for name in names):
         raise ValueError(f"names={list(names)!r} are not those of parameters")
     try:
         shapes = tuple(_ints(shape) for shape in _list(saved.get("shapes"), "shapes"))

@@ -138,9 +138,14 @@ def _names(key: str, at: str, stored: Stored) -> list[str]:
     return [name for other in (at, *stored.tied) if (name := _without(key, other))]
 
 
+def _aliases(name: str, stored: Stored) -> tuple[str, ...]:
+    """Other spellings: names of JAX, which have slashes, are often saved with dots."""
+    return (*stored.aliases, name.replace(".", "/"))
+
+
 def _parameter(key: str, at: str, stored: Stored) -> Parameter:
     first, *others = _names(key, at, stored)
-    uses = (Use(first, _NO_LAYER, aliases=stored.aliases), *(Use(name, _NO_LAYER) for name in others))
+    uses = (Use(first, _NO_LAYER, aliases=_aliases(first, stored)), *(Use(name, _NO_LAYER) for name in others))
     return Parameter(uses, stored.shape, stored.dtype, stored.refused, handle=at)
 
 
@@ -151,7 +156,7 @@ def _matched(
     keys = []
     for name, shape in zip(entry.names, entry.shapes, strict=True):
         same = [at for at in names.values() if name in _names(key, at, stored[at])]
-        found = same or [at for at in names.values() if name in stored[at].aliases]
+        found = same or [at for own, at in names.items() if name in _aliases(own, stored[at])]
         if len(found) != 1:
             many = f"{len(found)}: {', '.join(found)}" if found else f"none; the nearest: {near(name, names)}"
             raise ValueError(f"the plan has {name}, of which the file has {many}")

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
-__all__ = ["LIMIT", "near", "parse_json", "read_text", "replacing", "size_of"]
+__all__ = ["LIMIT", "near", "on_one_line", "parse_json", "read_text", "replacing", "size_of"]
 
 LIMIT = 64 * 2**20  # bytes of rules or of a plan; as objects of Python they take many times that
 
@@ -74,8 +74,13 @@ def near(wanted: str, names: Iterable[str]) -> str:
     return ", ".join(difflib.get_close_matches(wanted, list(names), n=4, cutoff=0.0)) or "(none)"
 
 
+def on_one_line(text: str) -> str:
+    """The text without what could move the cursor of a terminal, or look like another line."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
 @contextmanager
-def replacing(path: Path, *, overwrite: bool) -> Iterator[BinaryIO]:
+def replacing(path: Path, *, overwrite: bool, like: Path | None = None) -> Iterator[BinaryIO]:
     """A file to write, which takes its name when all is written; after an error there is none, and the old one stays.
 
     A link of that name is replaced itself, and what it leads to stays.
@@ -83,6 +88,7 @@ def replacing(path: Path, *, overwrite: bool) -> Iterator[BinaryIO]:
     Args:
         path: its name.
         overwrite: replace a file of that name.
+        like: a file with the permissions that it is to have; None for those of any new file.
 
     Raises:
         FileExistsError: there is one, and it is not to be replaced.
@@ -91,12 +97,15 @@ def replacing(path: Path, *, overwrite: bool) -> Iterator[BinaryIO]:
     _refuse_existing(path, overwrite)
     temporary = path.with_name(f".{path.name[:100]}.{secrets.token_hex(8)}")
     flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0)
-    descriptor = os.open(temporary, flags, 0o666)  # which the umask narrows, as for any new file
+    mode = 0o666 if like is None else 0o600
+    descriptor = os.open(temporary, flags, mode)  # which the umask narrows
     try:
         with open(descriptor, "w+b") as out:
             yield out
             out.flush()
             os.fsync(out.fileno())
+        if like is not None:
+            temporary.chmod(stat.S_IMODE(like.stat().st_mode))
         _refuse_existing(path, overwrite)
         os.replace(temporary, path)
     finally:

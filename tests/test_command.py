@@ -59,6 +59,26 @@ def test_a_saved_plan_is_checked_without_a_model(tmp_path, capsys, ending):
     assert run(capsys, "check", out, "--plan", tmp_path / "plan.json")[0] == 0
 
 
+def test_weights_of_jax_saved_with_dots_or_slashes(tmp_path, capsys):
+    jnp = pytest.importorskip("jax.numpy")
+    pytest.importorskip("optax")
+    import projgrad.optax
+
+    params = {"hidden": {"kernel": jnp.asarray(W), "bias": jnp.zeros(3)}}
+    plan = projgrad.optax.plan(params, {"*/kernel": pg.UnitNorm()})
+    plan.save(tmp_path / "plan.json")
+    assert pg.load_plan(tmp_path / "plan.json") == plan
+    assert str(plan) == "hidden/kernel  (4, 3)  UnitNorm(axis=0)"
+    rules = written(tmp_path / "rules.json", [{"names": "*/kernel", "constraint": {"type": "UnitNorm", "axis": 0}}])
+    for separator in "./":
+        path = tmp_path / "w.npz"
+        np.savez(path, **{f"params{separator}hidden{separator}kernel": W})
+        for how in (["--plan", tmp_path / "plan.json"], ["--rules", rules]):
+            code, shown, _ = run(capsys, "check", path, *how, "--key", "params")
+            assert code == 1
+            assert "outside: hidden" in shown
+
+
 def test_a_plan_that_does_not_fit_the_file(tmp_path, capsys):
     path = saved(tmp_path / "w.npz", a__weight=W)
     for name, shape, says in (
@@ -286,10 +306,13 @@ def test_nothing_is_replaced_unless_it_is_asked_for(tmp_path, capsys, rules, end
 
 
 @pytest.mark.skipif(os.name != "posix", reason="modes of files")
-def test_what_is_written_has_the_mode_of_any_new_file(tmp_path, capsys, rules):
+def test_what_is_written_has_the_mode_of_what_is_read(tmp_path, capsys, rules):
     path = saved(tmp_path / "w.npz", a__weight=W)
-    run(capsys, "project", path, tmp_path / "out.npz", "--rules", rules)
-    assert stat.S_IMODE((tmp_path / "out.npz").stat().st_mode) == stat.S_IMODE(path.stat().st_mode)
+    for mode in (0o640, 0o600):
+        path.chmod(mode)
+        for more in ([tmp_path / f"out{mode}.npz"], ["--in-place"]):
+            assert run(capsys, "project", path, *more, "--rules", rules)[0] == 0
+        assert [stat.S_IMODE(p.stat().st_mode) for p in (path, tmp_path / f"out{mode}.npz")] == [mode, mode]
 
 
 @pytest.mark.parametrize("ending", ENDINGS)

@@ -86,6 +86,15 @@ def test_hostile_safetensors(tmp_path, capsys, rules, content, says):
     refused(capsys, path, rules, says)
 
 
+def test_names_cannot_write_to_the_terminal(tmp_path, capsys, rules):
+    path = tmp_path / "bad.safetensors"
+    path.write_bytes(header(**{"a\x1b[2J\nall is well": ("F32", W)}))
+    refused(capsys, path, rules, r"a\x1b[2J\nall is well")
+    path.write_bytes(header(**{"a.weight": ("F32", W)}).replace(b'"F32"', b'"\\n!"'))
+    error = run(capsys, "check", path, "--rules", rules)[2]
+    assert error.count("\n") == 1
+
+
 def test_a_huge_header_is_not_read(tmp_path, capsys, rules):
     path = tmp_path / "bad.safetensors"
     with path.open("wb") as file:

@@ -60,7 +60,7 @@ def test_every_set_comes_back_from_a_file(tmp_path, ending):
         pg.Quantized(0.25),
         pg.Quantized([-1.0, 0.0, 2.0]),
         pg.StructuringElement("diamond"),
-        pg.LInfBall(2.0, axis=0),
+        pg.LInfBall(2.0),
     ]
     sets += [plain, pg.Slices([plain, None]), pg.Slices({(0, 1): pg.Box(0, 0), (1, None): pg.NonNeg()}, along=1)]
     assert exported <= {type(c).__name__ for c in sets}

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from projgrad.files.weights_file import Stored as Stored
 from projgrad.files.weights_file import WeightsFile as WeightsFile
-from projgrad.storage import size_of
+from projgrad.storage import on_one_line, size_of
 
 __all__ = ["ENDINGS", "Stored", "WeightsFile", "open_weights"]
 
@@ -22,6 +22,14 @@ def open_weights(path: Path) -> WeightsFile:
         ValueError: it is not of that format, damaged, or larger unpacked than such a file would be.
     """
     size_of(path)
+    file = _opened(path)
+    for name in file.stored:
+        if on_one_line(name) != name:  # which would be shown, and could hide others
+            raise ValueError(f"{path} has a name that cannot be shown: {on_one_line(name)}")
+    return file
+
+
+def _opened(path: Path) -> WeightsFile:
     match path.suffix.lower():
         case ".safetensors":
             from projgrad.files.safetensors_format import SafetensorsFile
