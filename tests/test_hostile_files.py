@@ -158,6 +158,8 @@ def test_hostile_torch_files(tmp_path, capsys, rules):
     refused(capsys, path, rules, "not what torch.save writes")
     torch.save({"a.weight": torch.zeros(1).expand(2**40)}, path)
     refused(capsys, path, rules, "are not unpacked")
+    torch.save({f"a{i}": torch.zeros(1).expand(2**22, 1 + i) for i in range(16)}, path)
+    refused(capsys, path, rules, "are not unpacked")
     torch.save({"a.weight": torch.zeros(1, 3).expand(4, 3)}, path)
     assert "one number in memory" in run(capsys, "check", path, "--rules", rules)[2]
     laughs: dict = {}
@@ -191,6 +193,13 @@ def h5(make):
         (lambda f, h5py: f.__setitem__("layers/a/vars/0", h5py.SoftLink("/layers")), "is a link"),
         (lambda f, h5py: f.__setitem__("layers/a", h5py.ExternalLink("other.h5", "/")), "is a link"),
         (lambda f, h5py: f.create_group("layers/a").__setitem__("b", f["layers"]), "there twice"),
+        (lambda f, h5py: f.create_group("layers/a").__setitem__("b", f), "layers is there twice"),
+        (lambda f, h5py: f.create_group("/a" * 60), "nested too deep"),
+        (lambda f, h5py: f.__setitem__("layers/b", f.create_group("layers/a")), "layers/b is there twice"),
+        (
+            lambda f, h5py: f.__setitem__("layers/a/vars/1", f.create_dataset("layers/a/vars/0", (3,))),
+            "/1 is there twice",
+        ),
         (lambda f, h5py: f.__setitem__("layers/a", [1.0]), "is no group"),
         (lambda f, h5py: f.create_group("layers/a/vars/0"), "is no dataset"),
         (lambda f, h5py: f.create_dataset("layers/a/vars/0", (2**40,), "f4", chunks=(1024,)), "are not unpacked"),

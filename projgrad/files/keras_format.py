@@ -45,7 +45,7 @@ class KerasFile(WeightsFile):
                 self._data = member(archive, _WEIGHTS)
                 layers = Layers(parse_json(member(archive, _CONFIG, most=LIMIT)))
             with h5py.File(io.BytesIO(self._data), "r") as file:
-                found = list(_Reader(h5py, layers).datasets(file, (), "", 0))
+                found = list(_Reader(h5py, layers, len(self._data)).datasets(file, (), "", 0))
                 self._at = {name: at for name, at, _ in found}
                 self.stored = {name: stored for name, _, stored in found}
             if len(self.stored) < len(found):
@@ -72,18 +72,17 @@ def _put(target: BinaryIO, data: bytes) -> None:
 
 
 class _Reader:
-    """Walks through the groups of the file, none twice, and follows no link out of it."""
+    """Walks through what is in the file, nothing twice, and follows no link out of it."""
 
-    def __init__(self, h5py: Any, layers: Layers) -> None:
-        self._h5py, self._layers = h5py, layers
+    def __init__(self, h5py: Any, layers: Layers, size: int) -> None:
+        self._h5py, self._layers, self._size = h5py, layers, size
         self._seen: set[Any] = set()
+        self._needed = 0
 
     def datasets(self, group: Any, around: tuple[str, ...], key: str, depth: int) -> Iterator[tuple[str, str, Stored]]:
         """Names, places and arrays of the group and of those in it."""
-        at = self._h5py.h5o.get_info(group.id).addr
-        if at in self._seen or depth > _DEEPEST:
-            raise ValueError(f"{group.name} is there twice, or nested too deep")
-        self._seen.add(at)
+        if depth > _DEEPEST:
+            raise ValueError(f"{group.name} is nested too deep")
         held = self._child(group, _VARIABLES, self._h5py.Group) if _VARIABLES in group else None
         if held is not None and depth > 0:
             label = held.attrs.get("name")
@@ -104,12 +103,16 @@ class _Reader:
                 with self._layers.inside(layer):
                     yield from self.datasets(self._child(group, name, self._h5py.Group), around, name, depth + 1)
 
-    def _child(self, group: Any, name: str, kind: type) -> Any:
+    def _child(self, group: Any, name: str, kind: Any) -> Any:
         if group.get(name, getclass=True, getlink=True) is not self._h5py.HardLink:
             raise ValueError(f"{group.name}/{name} is a link to somewhere else")
         child = group[name]
         if not isinstance(child, kind):
             raise ValueError(f"{group.name}/{name} is no {kind.__name__.lower()}")
+        at = self._h5py.h5o.get_info(child.id).addr
+        if at in self._seen:
+            raise ValueError(f"{group.name}/{name} is there twice")
+        self._seen.add(at)
         return child
 
     def _stored(self, dataset: Any, aliases: tuple[str, ...]) -> Stored:
@@ -118,7 +121,10 @@ class _Reader:
             raise ValueError(f"{dataset.name} is stored in another file")
         if shape is None:
             return Stored(None, (), str(dtype), "it has no numbers", aliases)
-        check_expansion(dataset.name, math.prod(shape) * dtype.itemsize, dataset.id.get_storage_size())
+        needed = math.prod(shape) * dtype.itemsize
+        self._needed += needed
+        check_expansion(dataset.name, needed, dataset.id.get_storage_size())
+        check_expansion("the whole", self._needed, self._size)
         if dataset.attrs.get("dtype") == BFLOAT16 and dtype.itemsize == 2:
             bits = np.ascontiguousarray(dataset[()]).view("<u2").reshape(shape)
             return Stored(bits, shape, BFLOAT16, "", aliases)

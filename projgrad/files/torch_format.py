@@ -68,12 +68,14 @@ def _named(torch: Any, whole: Any, size: int) -> dict[str, Stored]:
         names.setdefault(same, []).append(name)
         tensors[same] = tensor.detach() if dense else None, tensor
     found: dict[str, Stored] = {}
+    needed = 0
     for same, (first, *others) in names.items():
         tensor, given = tensors[same]
         dtype = str(given.dtype).removeprefix("torch.")
         why = described_dtype(dtype) if tensor is not None else f"it is {given.layout}, quantized or on no device"
         if tensor is not None:
-            check_expansion(repr(first), tensor.numel() * tensor.element_size(), size)
+            needed += tensor.numel() * tensor.element_size()
+            check_expansion(repr(first), needed, size)
             if not why and _overlaps(tensor):
                 why = "several of its entries are one number in memory"
         found[first] = Stored(tensor, tuple(given.shape), dtype, why, tied=tuple(others))
