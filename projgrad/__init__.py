@@ -10,6 +10,8 @@ from projgrad.moves import Move as Move
 from projgrad.moves import Replace as Replace
 from projgrad.moves import Scale as Scale
 from projgrad.plot import plot_reports as plot_reports
+from projgrad.portable import load_plan as load_plan
+from projgrad.portable import load_rules as load_rules
 from projgrad.precision import tolerance as tolerance
 from projgrad.registry import from_dict as from_dict
 from projgrad.registry import register as register

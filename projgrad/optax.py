@@ -8,6 +8,7 @@ except ImportError as error:
 
 from projgrad_backends.jax.metric import register_metric as register_metric
 from projgrad_backends.jax.params import audit as audit
+from projgrad_backends.jax.params import plan as plan
 from projgrad_backends.jax.params import project_params as project_params
 from projgrad_backends.jax.params import violations as violations
 from projgrad_backends.jax.report import report as report

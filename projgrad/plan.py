@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from os import PathLike
 from typing import Any
 
 from projgrad.composition.parts import Undecided
@@ -133,3 +134,17 @@ class Plan(tuple[PlanEntry, ...]):
     def counts(self) -> bool:
         """Whether it matters which step it is."""
         return any(entry.counts for entry in self)
+
+    def save(self, path: str | PathLike[str]) -> None:
+        """Write it as JSON, which `projgrad.load_plan` and the command `projgrad` read, in the place of such a file.
+
+        All options, schedules, slices and sets over several parameters are kept; `handles` are not.
+
+        Raises:
+            OSError: the file cannot be written.
+            ValueError: a constraint is a function, or of a class, that is not registered (`projgrad.register`), or has
+                numbers that only compiled code knows.
+        """
+        from projgrad.portable import save_plan
+
+        save_plan(self, path)

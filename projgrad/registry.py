@@ -12,7 +12,7 @@ from projgrad.frozen import FrozenArray
 if TYPE_CHECKING:
     from projgrad.constraint import Constraint
 
-__all__ = ["encode", "from_dict", "function_named", "on_register", "register", "to_dict"]
+__all__ = ["encode", "from_dict", "function_named", "on_register", "register", "registered_classes", "to_dict"]
 
 _T = TypeVar("_T", bound=Callable[..., Any])
 _registered: dict[str, Callable[..., Any]] = {}
@@ -64,6 +64,11 @@ def on_register(tell: Callable[[str, Any], None]) -> None:
         tell(name, thing)
 
 
+def registered_classes() -> dict[str, type]:
+    """The classes that are registered, by their names."""
+    return {name: thing for name, thing in _registered.items() if isinstance(thing, type)}
+
+
 def _name_of(thing: Any) -> str:
     for name, known in _registered.items():
         if known is thing:
@@ -100,7 +105,7 @@ def from_dict(saved: dict[str, Any]) -> Constraint:
         raise ValueError(f"a saved constraint is a dict with a 'type', not {saved!r}")
     kind = _registered.get(saved["type"])
     if not isinstance(kind, type):
-        known = sorted(k for k, v in _registered.items() if isinstance(v, type))
+        known = sorted(registered_classes())
         raise ValueError(f"no constraint is registered as {saved['type']!r}; known are {', '.join(known)}")
     try:
         return kind(**{key: _decode(value) for key, value in saved.items() if key != "type"})

@@ -16,7 +16,7 @@ from projgrad.precision import precision
 from projgrad.registry import encode
 from projgrad.slices import Slices
 
-__all__ = ["Report", "Row", "make_report", "on_host"]
+__all__ = ["Report", "Row", "make_report", "on_host", "parts_of"]
 
 
 @dataclass(frozen=True)
@@ -143,7 +143,7 @@ def make_report(
         else:
             x, xp = native(entry.gather(arrays))
             past = (recorded or {}).get(entry.name, ())
-            groups = sum(_groups(part, tuple(piece.shape)) for part, piece in _parts(entry.constraint, x))
+            groups = sum(_groups(part, tuple(piece.shape)) for part, piece in parts_of(entry.constraint, x))
             rows.append((entry.name, entry.shape, str(entry.shown), groups, past))
             kept += _measured(entry.constraint, x, xp, step)
         kept += rows[-1][-1]
@@ -169,7 +169,7 @@ def _measured(constraint: Constraint | None, x: Array, xp: Namespace, step: Any)
         zero = xp.zeros((), dtype=like.dtype)
         return [zero + 1, zero, zero, *([zero, zero] if constraint is not None else [])]
     lows, highs, on, far = [], [], [], []
-    for part, piece in [(None, x)] if constraint is None else _parts(constraint, x):
+    for part, piece in [(None, x)] if constraint is None else parts_of(constraint, x):
         axes = tuple(range(len(x.shape))) if part is None else part.group_axes(len(x.shape))
         norms = xp.times(*xp.norm(piece, axes))
         lows.append(xp.min(norms))
@@ -191,14 +191,14 @@ def _floating(x: Array, xp: Namespace) -> Array:
     return x
 
 
-def _parts(constraint: Constraint, x: Array) -> Iterator[tuple[Constraint, Array]]:
+def parts_of(constraint: Constraint, x: Array) -> Iterator[tuple[Constraint, Array]]:
     """The constraint with what it is for: of `Slices`, those of all slices that are constrained."""
     if not isinstance(constraint, Slices):
         yield constraint, x
         return
     for start, stop, part in constraint.ranges(tuple(x.shape)):
         if part is not None:
-            yield from _parts(part, x[cut(constraint.along % len(x.shape), start, stop)])
+            yield from parts_of(part, x[cut(constraint.along % len(x.shape), start, stop)])
 
 
 def _groups(constraint: Constraint, shape: tuple[int, ...]) -> int:

@@ -10,13 +10,13 @@ import jax
 import jax.numpy as jnp
 
 from projgrad.audit import check_inside
-from projgrad.plan import PlanEntry
+from projgrad.plan import Plan, PlanEntry
 from projgrad.rules import Rules
 from projgrad_backends.jax.parameters import is_module, opened
 from projgrad_backends.jax.sharding import automatic
 from projgrad_backends.jax.tags import Tags, when_due
 
-__all__ = ["alike", "audit", "project_params", "project_tagged", "violations"]
+__all__ = ["alike", "audit", "plan", "project_params", "project_tagged", "violations"]
 
 
 def project_params(
@@ -46,6 +46,25 @@ def project_params(
         nnx.update(params, project_params(nnx.state(params, nnx.Param), rules, tree=tree, model=params, step=step))
         return params
     return project_tagged(params, Tags(rules, tree, model), step)
+
+
+def plan(params: Any, rules: Rules | None = None, *, tree: Any = None, model: Any = None) -> Plan:
+    """What holds for the parameters, with their full names and axes as numbers: print it, or save it.
+
+    Args:
+        params: a pytree of arrays, an equinox module, or an nnx.Module.
+        rules: as in `project`.
+        tree: as in `project`.
+        model: as in `project`; not needed where `params` is a module.
+
+    Raises:
+        TypeError, ValueError: as in `project`.
+
+    Example:
+        >>> projgrad.optax.plan(params, rules).save("plan.json")
+    """
+    params, model = opened(params, model)
+    return Tags(rules, tree, model).of(params)[1].plan
 
 
 def project_tagged(params: Any, tags: Tags, step: Any) -> Any:
