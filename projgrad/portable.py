@@ -168,7 +168,8 @@ def _for(value: Any, framework: str | None, what: str, **missing: Any) -> Any:
         hint += "" if what == "constraint" else near(unknown[0], FRAMEWORKS)
         raise ValueError(f"{what}: {unknown[0]!r} is not one of the frameworks {', '.join(FRAMEWORKS)} ({hint})")
     if framework is None:
-        raise ValueError(f"{what} differs by framework: say which one (framework=, or --framework), {' or '.join(value)}")
+        which = " or ".join(value)
+        raise ValueError(f"{what} differs by framework: say which one (framework=, or --framework), {which}")
     if framework not in value and not missing:
         raise ValueError(f"{what} has no value for {framework}, but for {', '.join(value)}")
     return value.get(framework, *missing.values())
