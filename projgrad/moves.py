@@ -67,18 +67,21 @@ class Scale(Move):
     rate: float = 1.0
 
     def apply(self, x: Array, xp: Namespace) -> Array:
-        if self.m is not None or not xp.branches(x):
+        # a bound that is an array may have a derivative, which what a branch is given by a closure has not
+        plain = all(bound is None or isinstance(bound, int | float) for bound in (self.low, self.high))
+        if self.m is not None or not plain or not xp.branches(x):
             scale = self.measured(x, xp)
             return _scaled(x, scale.inverse_factors(x, xp), xp)
         squares = xp.sum_of_squares(x, self.axes)
         norm = xp.sqrt(squares)
         kept = replace(self, m=norm, u=xp.ones_like(norm)).keep(x, xp) & xp.is_ordinary(squares)
 
-        def outside(x: Array, squares: Array) -> Array:
+        def outside(x: Array) -> Array:
+            squares = xp.sum_of_squares(x, self.axes)  # again, as a derivative goes by `x` only
             made = lambda m, u: replace(self, m=m, u=u).inverse_factors(x, xp)  # noqa: E731
             return _scaled(x, xp.of_norm(x, self.axes, squares, made), xp)
 
-        return xp.unless(kept, outside, x, squares)
+        return xp.unless(kept, outside, x)
 
     def measured(self, x: Array, xp: Namespace) -> Scale:
         """The move with the norms of the groups of `x`, if it has none yet."""
@@ -266,7 +269,7 @@ class Either(Move):
     Args:
         ok: as in `Namespace.either`.
         given: what is known of the groups.
-        quick: makes a move of `x` and what is given.
+        quick: makes a move of `x`, and of what is given if it is; a derivative in compiled code goes by `x` only.
         slow: makes a move of `x`.
     """
 
@@ -280,7 +283,7 @@ class Either(Move):
             return self._either(x, lambda move: move.apply(x, xp), xp)
         # one after the other, as each may write over what it is given
         odd = ~xp.all(self.ok)
-        y = xp.unless(odd, lambda x, *given: self.quick(x, *given).apply(x, xp), x, *self.given)
+        y = xp.unless(odd, lambda x: self.quick(x).apply(x, xp), x)
         return xp.unless(~odd, lambda x: self.slow(x).apply(x, xp), y)
 
     def distance(self, x: Array, xp: Namespace) -> Array:

@@ -126,14 +126,20 @@ class _Linear(VectorSet):
         v = arrange(xp.upcast(x), parts, xp)
         unit = xp.constant(self._unit, v)  # type: ignore[attr-defined]
         offset = self.offset / self._length  # type: ignore[attr-defined]
-        fixed, part = xp.stop_gradient(v), xp.accurate_sum(xp.times(v, unit), last)
-        squares, along = xp.accurate_sum(xp.times(fixed, fixed), last), xp.abs(xp.stop_gradient(part))
+
+        def sums(v: Array) -> tuple[Array, Array]:
+            fixed = xp.stop_gradient(v)
+            return xp.accurate_sum(xp.times(v, unit), last), xp.accurate_sum(xp.times(fixed, fixed), last)
+
+        part, squares = sums(v)
+        along = xp.abs(xp.stop_gradient(part))
         # then nothing that matters over- or underflows, and what rounding leaves is within the tolerance
         ok = (squares > 2.0**-60) & (squares < 2.0**100) & (along + abs(offset) < 2.0**50)
         ok = ok & (xp.times(along, along) < 0.94 * squares)
 
-        def quick(x: Array, part: Array, squares: Array) -> Move:
+        def quick(x: Array, *given: Array) -> Move:
             v = arrange(xp.upcast(x), parts, xp)
+            part, squares = given or sums(v)
             size, first = xp.sqrt(squares), part - offset
             if self.below:
                 first = xp.where(xp.stop_gradient(first) > 0, first, 0.0)

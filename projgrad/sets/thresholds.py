@@ -182,6 +182,8 @@ def within_bounds(
     off = left + xp.accurate_sum(past + (unit / math.sqrt(v.shape[-1])) * xp.abs(shift), (-1,))
     squares = xp.accurate_sum(xp.times(inside, inside), (-1,))
     settled = off <= 6 * unit * xp.sqrt(xp.where(squares < 2.0**100, squares, 0.0))
+    if w is not None:  # by a bound from below, as weights of many sizes need
+        settled = off <= 4 * (unit / math.sqrt(v.shape[-1])) * xp.accurate_sum(xp.abs(inside), (-1,))
     t, rest = xp.either(settled, lambda: (0.0 * rest, rest), again)
     y = moved(v, t) - scaled(rest, w, xp)
     return xp.where(y <= lower, lower, xp.where(y >= upper, upper, y))
@@ -316,7 +318,7 @@ def _searched(
     zero = xp.zeros_like(t)
     none, most = zero + math.nan, zero + xp.largest(t.dtype)
     _, t, a, b, *_ = xp.iterate(step, (xp.isfinite(t), t, a, b, none, none, none, most, zero), _MOST_SEARCHED)
-    if rough:
+    if rough and w is None:
         return t
     middle = a + (0.5 * b - 0.5 * a)
     between = (middle > a) & (middle < b)

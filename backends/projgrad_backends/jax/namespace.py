@@ -99,7 +99,7 @@ class JaxNamespace(Namespace):
 
         @skipping.defjvp
         def jvp(primals: Any, tangents: Any) -> Any:
-            return jax.jvp(function, primals[1:], tangents[1:])
+            return jax.jvp(lambda x: function(x, *primals[2:]), primals[1:2], tangents[1:2])
 
         return skipping(done, x, *others)
 
