@@ -139,7 +139,7 @@ class Namespace:
     def unless(self, done: Array, function: Callable[..., Array], x: Array, *others: Array) -> Array:
         """``function(x, *others)``, which is `x` if all of `done` is True: then it is left out, where that is quicker.
 
-        The derivative is that of the function.
+        The derivative is that of the function, with respect to `x`.
         """
         if self.can_look(x) and not self.may_differentiate(x) and bool(self.all(done)):
             return x
