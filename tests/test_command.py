@@ -183,8 +183,8 @@ def test_a_keras_file(tmp_path, capsys):
         def call(self, x):
             return x * self.scale
 
-    parts = [keras.Input((6,)), layers.Dense(6, name="deep"), layers.BatchNormalization(scale=False)]
-    inner = keras.Sequential(parts, name="inner")
+    deep, stats = layers.Dense(6, name="deep"), layers.BatchNormalization(scale=False, name="batch_normalization")
+    inner = keras.Sequential([keras.Input((6,)), deep, stats], name="inner")
     x = start = keras.Input((8, 3))
     for layer in (
         layers.Conv1D(4, 3, padding="same", name="conv"),
