@@ -1,70 +1,137 @@
 """projgrad keeps the weights of a network inside a set while any optimizer trains them."""
 
-from projgrad import presets as presets
-from projgrad.constraint import Constraint as Constraint
-from projgrad.function import as_constraint as as_constraint
-from projgrad.intersection import Intersection as Intersection
-from projgrad.moves import Assign as Assign
-from projgrad.moves import Clip as Clip
-from projgrad.moves import Move as Move
-from projgrad.moves import Replace as Replace
-from projgrad.moves import Scale as Scale
-from projgrad.plot import plot_reports as plot_reports
-from projgrad.portable import load_plan as load_plan
-from projgrad.portable import load_rules as load_rules
-from projgrad.precision import tolerance as tolerance
-from projgrad.registry import from_dict as from_dict
-from projgrad.registry import register as register
-from projgrad.report import Report as Report
-from projgrad.report import Row as Row
-from projgrad.schedule import Schedule as Schedule
-from projgrad.sets import Affine as Affine
-from projgrad.sets import Box as Box
-from projgrad.sets import CappedSimplex as CappedSimplex
-from projgrad.sets import Cardinality as Cardinality
-from projgrad.sets import Concave as Concave
-from projgrad.sets import Convex as Convex
-from projgrad.sets import Correlation as Correlation
-from projgrad.sets import DoublyStochastic as DoublyStochastic
-from projgrad.sets import Extensive as Extensive
-from projgrad.sets import GroupL1Ball as GroupL1Ball
-from projgrad.sets import Halfspace as Halfspace
-from projgrad.sets import Hyperplane as Hyperplane
-from projgrad.sets import L0Groups as L0Groups
-from projgrad.sets import L1Ball as L1Ball
-from projgrad.sets import L1InfBall as L1InfBall
-from projgrad.sets import L1Sphere as L1Sphere
-from projgrad.sets import L2Ball as L2Ball
-from projgrad.sets import LInfBall as LInfBall
-from projgrad.sets import Mask as Mask
-from projgrad.sets import MaxNorm as MaxNorm
-from projgrad.sets import MinMaxNorm as MinMaxNorm
-from projgrad.sets import Monotone as Monotone
-from projgrad.sets import NonNeg as NonNeg
-from projgrad.sets import NonPos as NonPos
-from projgrad.sets import NuclearNorm as NuclearNorm
-from projgrad.sets import Orthogonal as Orthogonal
-from projgrad.sets import Polyhedron as Polyhedron
-from projgrad.sets import PositiveSemidefinite as PositiveSemidefinite
-from projgrad.sets import Quantized as Quantized
-from projgrad.sets import Rank as Rank
-from projgrad.sets import SecondOrderCone as SecondOrderCone
-from projgrad.sets import Simplex as Simplex
-from projgrad.sets import SkewSymmetric as SkewSymmetric
-from projgrad.sets import SparseSimplex as SparseSimplex
-from projgrad.sets import SpectralNorm as SpectralNorm
-from projgrad.sets import Spectraplex as Spectraplex
-from projgrad.sets import StructuringElement as StructuringElement
-from projgrad.sets import SumTo as SumTo
-from projgrad.sets import Symmetric as Symmetric
-from projgrad.sets import TotalVariationBall as TotalVariationBall
-from projgrad.sets import Transport as Transport
-from projgrad.sets import Unimodal as Unimodal
-from projgrad.sets import UnitNorm as UnitNorm
-from projgrad.sets import ZeroMean as ZeroMean
-from projgrad.sets import morphology as morphology
-from projgrad.slices import Slices as Slices
-from projgrad.tag import Joint as Joint
-from projgrad.tag import Tag as Tag
+from projgrad import presets
+from projgrad.constraint import Constraint
+from projgrad.function import as_constraint
+from projgrad.intersection import Intersection
+from projgrad.moves import Assign, Clip, Move, Replace, Scale
+from projgrad.plan import Plan, PlanEntry
+from projgrad.plot import plot_reports
+from projgrad.portable import load_plan, load_rules
+from projgrad.precision import tolerance
+from projgrad.registry import from_dict, register
+from projgrad.report import Report, Row
+from projgrad.schedule import Schedule
+from projgrad.sets import (
+    Affine,
+    Box,
+    CappedSimplex,
+    Cardinality,
+    Concave,
+    Convex,
+    Correlation,
+    DoublyStochastic,
+    Extensive,
+    GroupL1Ball,
+    Halfspace,
+    Hyperplane,
+    L0Groups,
+    L1Ball,
+    L1InfBall,
+    L1Sphere,
+    L2Ball,
+    LInfBall,
+    Mask,
+    MaxNorm,
+    MinMaxNorm,
+    Monotone,
+    NonNeg,
+    NonPos,
+    NuclearNorm,
+    Orthogonal,
+    Polyhedron,
+    PositiveSemidefinite,
+    Quantized,
+    Rank,
+    SecondOrderCone,
+    Simplex,
+    SkewSymmetric,
+    SparseSimplex,
+    SpectralNorm,
+    Spectraplex,
+    StructuringElement,
+    SumTo,
+    Symmetric,
+    TotalVariationBall,
+    Transport,
+    Unimodal,
+    UnitNorm,
+    ZeroMean,
+    morphology,
+)
+from projgrad.slices import Slices
+from projgrad.tag import Joint, Tag
+
+__all__ = [
+    "Affine",
+    "Assign",
+    "Box",
+    "CappedSimplex",
+    "Cardinality",
+    "Clip",
+    "Concave",
+    "Constraint",
+    "Convex",
+    "Correlation",
+    "DoublyStochastic",
+    "Extensive",
+    "GroupL1Ball",
+    "Halfspace",
+    "Hyperplane",
+    "Intersection",
+    "Joint",
+    "L0Groups",
+    "L1Ball",
+    "L1InfBall",
+    "L1Sphere",
+    "L2Ball",
+    "LInfBall",
+    "Mask",
+    "MaxNorm",
+    "MinMaxNorm",
+    "Monotone",
+    "Move",
+    "NonNeg",
+    "NonPos",
+    "NuclearNorm",
+    "Orthogonal",
+    "Plan",
+    "PlanEntry",
+    "Polyhedron",
+    "PositiveSemidefinite",
+    "Quantized",
+    "Rank",
+    "Replace",
+    "Report",
+    "Row",
+    "Scale",
+    "Schedule",
+    "SecondOrderCone",
+    "Simplex",
+    "SkewSymmetric",
+    "Slices",
+    "SparseSimplex",
+    "SpectralNorm",
+    "Spectraplex",
+    "StructuringElement",
+    "SumTo",
+    "Symmetric",
+    "Tag",
+    "TotalVariationBall",
+    "Transport",
+    "Unimodal",
+    "UnitNorm",
+    "ZeroMean",
+    "__version__",
+    "as_constraint",
+    "from_dict",
+    "load_plan",
+    "load_rules",
+    "morphology",
+    "plot_reports",
+    "presets",
+    "register",
+    "tolerance",
+]
 
 __version__ = "0.1.0"

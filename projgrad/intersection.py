@@ -74,7 +74,7 @@ class Intersection(Constraint):
         ValueError: there is no part; the intersection is empty, as far as that can be told; a part has a rate; no
             method fits (a set is not convex), or the one that is asked for does not; or `rate` is outside (0, 1].
 
-    Example:
+    Examples:
         >>> pg.UnitNorm(axis=0) & pg.Box(0.0, 0.05)
         Intersection(UnitNorm(axis=0), Box(lower=0.0, upper=0.05), method='sphere and box')
 

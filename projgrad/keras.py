@@ -9,11 +9,20 @@ except ImportError as error:
     ) from error
 
 from projgrad_backends.keras import registration as _registration  # noqa: F401
-from projgrad_backends.keras.callback import ReportCallback as ReportCallback
-from projgrad_backends.keras.metric import register_metric as register_metric
-from projgrad_backends.keras.optimizer import ProjectedOptimizer as ProjectedOptimizer
-from projgrad_backends.keras.projection import audit as audit
-from projgrad_backends.keras.projection import project_params as project_params
-from projgrad_backends.keras.projection import violations as violations
-from projgrad_backends.keras.report import report as report
-from projgrad_backends.keras.tagging import constrain as constrain
+from projgrad_backends.keras.callback import ReportCallback
+from projgrad_backends.keras.metric import register_metric
+from projgrad_backends.keras.optimizer import ProjectedOptimizer
+from projgrad_backends.keras.projection import audit, project_params, violations
+from projgrad_backends.keras.report import report
+from projgrad_backends.keras.tagging import constrain
+
+__all__ = [
+    "ProjectedOptimizer",
+    "ReportCallback",
+    "audit",
+    "constrain",
+    "project_params",
+    "register_metric",
+    "report",
+    "violations",
+]

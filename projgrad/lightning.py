@@ -6,5 +6,9 @@ try:
 except ImportError as error:
     raise ImportError('projgrad.lightning needs PyTorch and Lightning: pip install "projgrad[lightning]"') from error
 
-from projgrad_backends.torch.lightning import ProjectCallback as ProjectCallback
-from projgrad_backends.torch.lightning import ReportCallback as ReportCallback
+from projgrad_backends.torch.lightning import ProjectCallback, ReportCallback
+
+__all__ = [
+    "ProjectCallback",
+    "ReportCallback",
+]

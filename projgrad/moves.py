@@ -49,8 +49,11 @@ class Scale(Move):
     """Every group is scaled to the nearest norm between `low` and `high`.
 
     Args:
-        m, u: the norm of every group as the two factors that `Namespace.norm` gives; None to take it when needed.
-        low, high: bounds of the norm, numbers or one per group; low None for none.
+        m: of the two factors of the norm of every group that `Namespace.norm` gives, the first; None to take them when
+            they are needed.
+        u: the second.
+        low: the lower bound of the norm, a number or one per group; None for none.
+        high: the upper bound.
         axes: the axes of a group, with length 1 in all of these.
         size: the number of entries in a group.
         sphere: the bounds are equal.
@@ -203,7 +206,8 @@ class Replace(Move):
         holds: per group, with length 1 in `axes`, whether `x` has what must hold exactly; None for nothing.
         kept: per group, with length 1 in `axes`, whether `x` is in the set, where `y` does not tell: in a metric, that
             may be farther away than the set is.
-        away, size: the distance and the norm of every group, with length 1 in `axes`, where they are known.
+        away: the distance of every group, with length 1 in `axes`, where it is known.
+        size: its norm, likewise.
         near: the distance, of which only that of a group that is close counts.
     """
 

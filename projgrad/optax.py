@@ -6,13 +6,21 @@ try:
 except ImportError as error:
     raise ImportError('projgrad.optax needs JAX and optax: pip install "projgrad[jax]"') from error
 
-from projgrad_backends.jax.metric import register_metric as register_metric
-from projgrad_backends.jax.params import audit as audit
-from projgrad_backends.jax.params import plan as plan
-from projgrad_backends.jax.params import project_params as project_params
-from projgrad_backends.jax.params import violations as violations
-from projgrad_backends.jax.report import report as report
-from projgrad_backends.jax.spg import spg as spg
-from projgrad_backends.jax.transform import apply_updates as apply_updates
-from projgrad_backends.jax.transform import project as project
-from projgrad_backends.jax.transform import projected as projected
+from projgrad_backends.jax.metric import register_metric
+from projgrad_backends.jax.params import audit, plan, project_params, violations
+from projgrad_backends.jax.report import report
+from projgrad_backends.jax.spg import spg
+from projgrad_backends.jax.transform import apply_updates, project, projected
+
+__all__ = [
+    "apply_updates",
+    "audit",
+    "plan",
+    "project",
+    "project_params",
+    "projected",
+    "register_metric",
+    "report",
+    "spg",
+    "violations",
+]

@@ -40,7 +40,7 @@ def plot_reports(reports: Iterable[tuple[int, Report]], path: Any = None) -> Fig
         ImportError: matplotlib is not installed.
         ValueError: there is no constrained parameter in the reports.
 
-    Example:
+    Examples:
         >>> seen = []
         >>> for step in range(1000):
         ...     train()

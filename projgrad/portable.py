@@ -54,7 +54,7 @@ def load_rules(path: str | PathLike[str], framework: str | None = None) -> dict[
         OSError: the file cannot be read.
         ValueError: it is not of that form, names an unknown set or argument, or a set does not take what it is given.
 
-    Example:
+    Examples:
         >>> optimizer = ProjectedOptimizer(adam, pg.load_rules("rules.toml", "torch"), model=model)
     """
     if framework is not None and framework not in FRAMEWORKS:

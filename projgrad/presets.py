@@ -35,7 +35,7 @@ import numpy as np
 from projgrad.axes import Axis, group_size
 from projgrad.constraint import Constraint
 from projgrad.layer_names import DECODERS, HIDDEN, MORPHOLOGICAL, THROUGH
-from projgrad.roles import check_width, eegnet_layers, embedding_axes
+from projgrad.roles import check_width, eegnet_layers, embedding_axes, positions
 from projgrad.rules import Rules
 from projgrad.schedule import Schedule
 from projgrad.sets import Box, Extensive, MaxNorm, MinMaxNorm, NonNeg, SpectralNorm, UnitNorm
@@ -76,13 +76,15 @@ def ngpt(
     Args:
         model: the model.
         width: the size of the embedding; None for that of the embedding layers.
-        readers, writers: layers that read the embedding and that write it, where their names do not tell or tell wrong;
-            the names of all others still tell.
-        incoming, but: see the module.
+        readers: layers that read the embedding, where their names do not tell or tell wrong; the names of all others
+            still tell.
+        writers: the same for layers that write it.
+        incoming: axes, as said above for all presets.
+        but: rules that win, as said there.
 
     Raises:
         ValueError: no axis of a matrix has this size, or both have and the name does not tell; `width` is not told by
-            the model; see the module.
+            the model; or as said above.
 
     Source: Loshchilov, Hsieh, Sun and Ginsburg, nGPT: normalized transformer with representation learning on the
     hypersphere, arXiv 2410.01131, 2024.
@@ -108,7 +110,8 @@ def edm2(model: Any, *, variance: bool = False, incoming: Known = None, but: Rul
         model: the model.
         variance: keep them with variance 1, that is with norm ``sqrt(n)`` for n weights per unit, as the paper's code
             does; for layers that divide by that when they use them, which no built-in layer does.
-        incoming, but: see the module.
+        incoming: axes, as said above for all presets.
+        but: rules that win, as said there.
 
     Biases, gains and embeddings are free.
 
@@ -141,7 +144,9 @@ def sae(
         model: the model.
         decoder: the weights of the decoder.
         tangent: "gradient", "update", or None for neither, as `projgrad.optax.project` needs it.
-        incoming, but: see the module. A bare ``W_dec`` of shape (features, inputs) needs ``incoming={"W_dec": 0}``.
+        incoming: axes, as said above for all presets. A bare ``W_dec`` of shape (features, inputs) needs
+            ``incoming={"W_dec": 0}``.
+        but: rules that win, as said there.
 
     Source: Bricken et al., Towards monosemanticity, 2023, with the gradient; Gao et al., Scaling and evaluating sparse
     autoencoders, arXiv 2406.04093, 2024.
@@ -160,7 +165,7 @@ def wgan(critic: Any, clip: float = 0.01, *, but: Rules | None = None) -> dict[A
     Args:
         critic: the model.
         clip: the bound, a positive number.
-        but: see the module.
+        but: rules that win, as said above for all presets.
 
     Source: Arjovsky, Chintala and Bottou, Wasserstein generative adversarial networks, ICML 2017, algorithm 1.
     """
@@ -181,7 +186,7 @@ def icnn(
         model: the model.
         hidden: the parameters that take the hidden layers, W_z in the paper, the last layer included.
         through: those that take the input (or the context of a partially convex network), W_y.
-        but: see the module.
+        but: rules that win, as said above for all presets.
 
     Source: Amos, Xu and Kolter, Input convex neural networks, ICML 2017, proposition 1.
     """
@@ -215,18 +220,19 @@ def monotone(
         increasing: positions of the inputs with which the output is to increase; None for all not in `decreasing`.
         decreasing: of those with which it is to decrease.
         first: the weights that take the inputs, needed where these differ.
-        incoming, but: see the module.
+        incoming: axes, as said above for all presets.
+        but: rules that win, as said there.
 
     Raises:
         TypeError: positions are not ints.
-        ValueError: a position does not exist or is in both, or `first` is not given and needed; see the module.
+        ValueError: a position does not exist or is in both, or `first` is not given and needed; or as said above.
 
     Source: Archer and Wang, Application of the back propagation neural network algorithm with monotonicity
     constraints, Decision Sciences 24, 1993; Daniels and Velikova, Monotone and partially monotone neural networks,
     IEEE Transactions on Neural Networks 21, 2010.
     """
     held = Weights("monotone", model, but, incoming)
-    falling, wanted = _positions(decreasing), None if increasing is None else _positions(increasing)
+    falling, wanted = positions(decreasing), None if increasing is None else positions(increasing)
     starts = held.chosen("first", first, held.weights)
     if not starts and (falling or increasing is not None):
         raise ValueError(f"presets.monotone: say by first= which weights take the inputs: {held.names}")
@@ -252,13 +258,6 @@ def monotone(
     return held.rules((w, signs(w)) for w in held.factors if w.kind != EMBEDDING)
 
 
-def _positions(given: Any) -> set[int]:
-    found: set[Any] = set(given) if isinstance(given, Iterable) else {None}
-    if any(isinstance(i, bool) or not isinstance(i, (int, np.integer)) for i in found):
-        raise TypeError(f"presets.monotone takes positions of inputs, a list of ints, not {given!r}")
-    return {int(i) for i in found}
-
-
 def eegnet(
     model: Any,
     *,
@@ -277,8 +276,10 @@ def eegnet(
             them that is called spatial, or the one with a single weight along the axis of ordinary convolutions, which
             is time. That of a Keras `SeparableConv2D` is none of them.
         classifier: the last layer; None for the only dense one, or the one of them that is called a class(ifier).
-        spatial_norm, classifier_norm: the bounds, positive numbers.
-        incoming, but: see the module.
+        spatial_norm: the bound of the spatial filter, a positive number.
+        classifier_norm: that of the last layer.
+        incoming: axes, as said above for all presets.
+        but: rules that win, as said there.
 
     Source: Lawhern, Solon, Waytowich, Gordon, Hung and Lance, EEGNet: a compact convolutional neural network for
     EEG-based brain-computer interfaces, Journal of Neural Engineering 15, 2018, table 2.
@@ -287,11 +288,8 @@ def eegnet(
     held.positive("spatial_norm", spatial_norm)
     held.positive("classifier_norm", classifier_norm)
     filters, classes = eegnet_layers(held, spatial, classifier)
-    return held.rules(
-        (w, MaxNorm(most, axis=held.inputs(w)))
-        for ws, most in ((filters, spatial_norm), (classes, classifier_norm))
-        for w in ws
-    )
+    bounds = [(w, spatial_norm) for w in filters] + [(w, classifier_norm) for w in classes]
+    return held.rules((w, MaxNorm(most, axis=held.inputs(w))) for w, most in bounds)
 
 
 def lipschitz(
@@ -317,7 +315,8 @@ def lipschitz(
             the convolution, padded by zeros or around, has at most ``sqrt(p) * s``, with any stride. "bound" bounds
             that, so that the constant holds; "reshaped" bounds s, as in the paper of 2017, and it need not.
         method: of `projgrad.SpectralNorm`.
-        incoming, but: see the module.
+        incoming: axes, as said above for all presets.
+        but: rules that win, as said there.
 
     Source: Yoshida and Miyato, Spectral norm regularization, arXiv 1705.10941, 2017; Cissé, Bojanowski, Grave, Dauphin
     and Usunier, Parseval networks, ICML 2017, for convolutions; Gouk, Frank, Pfahringer and Cree, Regularisation of
@@ -361,7 +360,7 @@ def morphology(
         lower: the least value, below 0; -inf for none.
         centred: False for kernels that are only non-positive.
         spatial: the spatial axes; None for the last two in torch and equinox, and the first two in Keras and flax.
-        but: see the module.
+        but: rules that win, as said above for all presets.
 
     Source: Serra, Image analysis and mathematical morphology, volume 2, 1988; Maragos and Schafer, Morphological
     filters, part I, IEEE Transactions on Acoustics, Speech and Signal Processing 35, 1987.
@@ -386,6 +385,12 @@ def maxnorm_dropout(model: Any, c: float = 3.0, *, incoming: Known = None, but: 
 
     Biases and embeddings are free. The paper says it of hidden units: ``but={"head.weight": None}`` leaves the output
     layer free, which a model does not tell.
+
+    Args:
+        model: the model.
+        c: the bound, a positive number.
+        incoming: axes, as said above for all presets.
+        but: rules that win, as said there.
 
     Source: Srivastava, Hinton, Krizhevsky, Sutskever and Salakhutdinov, Dropout: a simple way to prevent neural
     networks from overfitting, Journal of Machine Learning Research 15, 2014, section 5.1.

@@ -28,7 +28,7 @@ def register(name: str | None = None) -> Callable[[_T], _T]:
     Raises:
         ValueError: another class or function has that name.
 
-    Example:
+    Examples:
         >>> @projgrad.register("lab.halves")
         ... def halves(x):
         ...     return (2 * x).round() / 2

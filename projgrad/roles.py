@@ -1,15 +1,17 @@
-"""Which layers of a model a paper means, where it says something else of each: for `ngpt` and `eegnet`."""
+"""Which layers of a model a paper means, where it says something else of each: for `ngpt`, `eegnet`, `monotone`."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
+
+import numpy as np
 
 from projgrad.axes import group_size
 from projgrad.layer_names import ATTENDING, READERS, WRITERS
 from projgrad.weights import CONV, DENSE, DEPTHWISE, EMBEDDING, Patterns, Weight, Weights, listed
 
-__all__ = ["check_width", "eegnet_layers", "embedding_axes"]
+__all__ = ["check_width", "eegnet_layers", "embedding_axes", "positions"]
 
 Axes = tuple[int, ...]
 
@@ -120,3 +122,15 @@ def eegnet_layers(
                 missing.append(f"the axes of {w.name} are not known: if that is it, incoming={{{w.name!r}: {axes}}}")
         raise ValueError(f"presets.{held.preset}: of {listed(matrices)}, {'; '.join(missing)}")
     return [w for w in filters if not w.free], [w for w in classes if not w.free]
+
+
+def positions(given: Any) -> set[int]:
+    """The positions of inputs that `monotone` is given.
+
+    Raises:
+        TypeError: they are not a list of ints.
+    """
+    found: set[Any] = set(given) if isinstance(given, Iterable) else {None}
+    if any(isinstance(i, bool) or not isinstance(i, (int, np.integer)) for i in found):
+        raise TypeError(f"presets.monotone takes positions of inputs, a list of ints, not {given!r}")
+    return {int(i) for i in found}

@@ -38,7 +38,7 @@ class Schedule(_Number):
         TypeError: a step is not an int, or a value not a number.
         ValueError: there is no step, the steps are negative or do not increase, or a value is not finite.
 
-    Example:
+    Examples:
         >>> projgrad.Schedule({0: 3.0, 1000: 1.0}).at(500)
         2.0
     """

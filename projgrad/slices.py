@@ -39,7 +39,7 @@ class Slices(Constraint):
         ValueError: a range is empty or negative, two overlap, or nothing is constrained; later, the array is shorter or
             not made of equal blocks.
 
-    Example:
+    Examples:
         >>> pg.Slices([pg.UnitNorm(), pg.UnitNorm(), None])  # q and k of an in_proj_weight, but not v
         >>> pg.Slices({(0, 1): pg.Box(0, 0), (1, None): pg.MaxNorm(1.0)})  # the padding row of an embedding is 0
     """

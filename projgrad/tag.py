@@ -81,12 +81,14 @@ class Joint(Tag):
 
     Args:
         constraint: the constraint, or a function of the weights.
-        every, metric, tangent: as in `Tag`.
+        every: as in `Tag`.
+        metric: as in `Tag`.
+        tangent: as in `Tag`.
 
     Raises:
         TypeError, ValueError: as for `Tag`.
 
-    Example:
+    Examples:
         >>> rules = {"head.*": pg.Joint(pg.MaxNorm(1.0))}  # a kernel and its bias
         >>> rules = {"*": pg.Joint(pg.MaxNorm(10.0, axis=None))}  # a whole network
     """

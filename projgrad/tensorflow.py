@@ -5,7 +5,11 @@ try:
 except ImportError as error:
     raise ImportError('projgrad.tensorflow needs TensorFlow: pip install "projgrad[tensorflow]"') from error
 
-from projgrad_backends.tensorflow.params import audit as audit
-from projgrad_backends.tensorflow.params import project_params as project_params
-from projgrad_backends.tensorflow.params import report as report
-from projgrad_backends.tensorflow.params import violations as violations
+from projgrad_backends.tensorflow.params import audit, project_params, report, violations
+
+__all__ = [
+    "audit",
+    "project_params",
+    "report",
+    "violations",
+]

@@ -5,12 +5,22 @@ try:
 except ImportError as error:
     raise ImportError('projgrad.torch needs PyTorch: pip install "projgrad[torch]"') from error
 
-from projgrad_backends.torch.inplace import project_ as project_
-from projgrad_backends.torch.metric import register_metric as register_metric
-from projgrad_backends.torch.optimizer import ProjectedOptimizer as ProjectedOptimizer
-from projgrad_backends.torch.parameters import constrain as constrain
-from projgrad_backends.torch.params import audit as audit
-from projgrad_backends.torch.params import project_params as project_params
-from projgrad_backends.torch.params import violations as violations
-from projgrad_backends.torch.report import report as report
-from projgrad_backends.torch.spg import SPG as SPG
+from projgrad_backends.torch.inplace import project_
+from projgrad_backends.torch.metric import register_metric
+from projgrad_backends.torch.optimizer import ProjectedOptimizer
+from projgrad_backends.torch.parameters import constrain
+from projgrad_backends.torch.params import audit, project_params, violations
+from projgrad_backends.torch.report import report
+from projgrad_backends.torch.spg import SPG
+
+__all__ = [
+    "SPG",
+    "ProjectedOptimizer",
+    "audit",
+    "constrain",
+    "project_",
+    "project_params",
+    "register_metric",
+    "report",
+    "violations",
+]

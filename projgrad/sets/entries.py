@@ -82,8 +82,9 @@ class Quantized(Constraint):
     for L levels.
 
     A number halfway between two goes to the lower one. A multiple or level that the dtype does not have is rounded to
-    it, or limited to its largest number. An entry that is 2**23 steps from 0 or more (2**52 in float64) stays as it is,
-    since it cannot be told from a multiple. An infinity goes to the outermost level, and stays where there is a step.
+    it, or limited to its largest number. An entry that is ``2**23`` steps from 0 or more (``2**52`` in float64) stays
+    as it is, since it cannot be told from a multiple. An infinity goes to the outermost level, and stays where there is
+    a step.
     NaN stays NaN. The derivative is 0 everywhere.
 
     Args:

@@ -44,7 +44,7 @@ def register_metric(state: type) -> Callable[[_F], _F]:
     Raises:
         TypeError: `state` is no class.
 
-    Example:
+    Examples:
         >>> @projgrad.optax.register_metric(ScaleByMineState)
         ... def scaling(state, params):
         ...     return jax.tree.map(lambda nu: jnp.sqrt(nu) + 1e-8, state.nu)

@@ -60,7 +60,7 @@ def plan(params: Any, rules: Rules | None = None, *, tree: Any = None, model: An
     Raises:
         TypeError, ValueError: as in `project`.
 
-    Example:
+    Examples:
         >>> projgrad.optax.plan(params, rules).save("plan.json")
     """
     params, model = opened(params, model)

@@ -47,7 +47,7 @@ def report(
         TypeError: as in `project`.
         ValueError: as in `project`; there is nothing of a projection in the state.
 
-    Example:
+    Examples:
         >>> tx = optax.chain(optax.adam(1e-3), projgrad.optax.project(rules, record=True))
         >>> print(projgrad.optax.report(params, rules, state=state))
     """

@@ -86,7 +86,7 @@ def spg(
         TypeError, ValueError: as `project`; a number is below 1; on `init`, there is a constraint that changes with the
             step or is not strict (`every`, `Schedule`, `rate`, ``metric="optimizer"``).
 
-    Example:
+    Examples:
         >>> tx = projgrad.optax.spg({"*": pg.NonNeg()})
         >>> value_and_grad = optax.value_and_grad_from_state(loss)
         >>> @jax.jit

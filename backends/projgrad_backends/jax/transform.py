@@ -68,7 +68,7 @@ def project(
         TypeError, ValueError: both or neither of `rules` and `tree` are given; `nonfinite` is not known; on `init`, a
             rule selects nothing or does not fit.
 
-    Example:
+    Examples:
         >>> rules = {"*/kernel": pg.MaxNorm(3.0), "*/bias": pg.NonNeg()}
         >>> tx = optax.chain(optax.adam(1e-3), projgrad.optax.project(rules))
         >>> params = projgrad.optax.project_params(params, rules)
@@ -122,7 +122,7 @@ def projected(
         TypeError, ValueError: as in `project`; `metric` is neither; on `init`, a constraint has no form in a metric, or
             the scaling of `inner` is not found.
 
-    Example:
+    Examples:
         >>> rules = {"*/kernel": pg.MaxNorm(3.0)}
         >>> tx = projgrad.optax.projected(optax.adam(1e-3), rules, metric="optimizer")
     """

@@ -38,7 +38,7 @@ class ReportCallback(keras.callbacks.Callback):
         RuntimeError: while training, with ``nonfinite="raise"``.
         ValueError: `update_freq` or `nonfinite` is not known.
 
-    Example:
+    Examples:
         >>> callback = projgrad.keras.ReportCallback("logs/constraints", nonfinite="raise")
         >>> model.fit(x, y, callbacks=[callback])
         >>> print(callback.history[-1][1])

@@ -31,7 +31,7 @@ def register_metric(optimizer: type) -> Callable[[_F], _F]:
     Raises:
         TypeError: `optimizer` is not a class of Keras optimizers.
 
-    Example:
+    Examples:
         >>> @projgrad.keras.register_metric(MyAdam)
         ... def scaling(optimizer, index):
         ...     return keras.ops.sqrt(optimizer.velocities[index]) + optimizer.epsilon

@@ -64,7 +64,7 @@ class ProjectedOptimizer(keras.optimizers.Optimizer):
             the set or the optimizer does not have. Where `model` is not given or not built yet, that is found when the
             optimizer is built.
 
-    Example:
+    Examples:
         >>> rules = {"*/kernel": pg.MaxNorm(3.0)}
         >>> optimizer = projgrad.keras.ProjectedOptimizer(keras.optimizers.Adam(), rules, model=model)
         >>> model.compile(optimizer=optimizer, loss="mse")

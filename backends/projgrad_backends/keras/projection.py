@@ -174,7 +174,7 @@ def project_params(model: Any, rules: Rules | None = None, *, step: int | None =
     Raises:
         TypeError, ValueError: the rules do not fit the model; then nothing is changed.
 
-    Example:
+    Examples:
         >>> projgrad.keras.project_params(model, {"*/kernel": pg.MaxNorm(3.0)})
     """
     plan = resolve(rules, described(model))

@@ -42,7 +42,7 @@ def constrain(layer: _Layer, **constraints: Constraint | Tag | Callable[[Any], A
         ValueError: the layer has no such parameter, its number of dimensions is not known before it is built, LoRA has
             frozen it, or the constraint does not fit; then nothing is changed.
 
-    Example:
+    Examples:
         >>> hidden = projgrad.keras.constrain(keras.layers.Dense(64), kernel=pg.MaxNorm(3.0))
     """
     if not isinstance(layer, keras.layers.Layer):

@@ -36,7 +36,7 @@ def project_params(variables: Any, rules: Rules, *, step: Any = None) -> None:
     Raises:
         TypeError, ValueError: the rules do not fit the variables; then nothing is changed.
 
-    Example:
+    Examples:
         >>> @tf.function
         ... def step(x, y):
         ...     with tf.GradientTape() as tape:

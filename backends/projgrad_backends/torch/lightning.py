@@ -29,7 +29,7 @@ class ReportCallback(Callback):
     Raises:
         ValueError: `every` is not a positive int; later, no optimizer of the trainer is a `ProjectedOptimizer`.
 
-    Example:
+    Examples:
         >>> Trainer(callbacks=[ReportCallback(every=100)])
     """
 
@@ -70,7 +70,7 @@ class ProjectCallback(Callback):
         ValueError: at the start of the training, a callback that averages is behind this one, or no optimizer of the
             trainer is a `ProjectedOptimizer`.
 
-    Example:
+    Examples:
         >>> Trainer(callbacks=[StochasticWeightAveraging(swa_lrs=1e-2), ProjectCallback()])
     """
 

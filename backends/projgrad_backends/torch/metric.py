@@ -46,7 +46,7 @@ def register_metric(optimizer: type[Optimizer]) -> Callable[[_F], _F]:
     Raises:
         TypeError: `optimizer` is not a class of torch optimizers.
 
-    Example:
+    Examples:
         >>> @register_metric(MyAdam)
         ... def scaling(state, group):
         ...     return state["second_moment"].sqrt() + group["eps"]

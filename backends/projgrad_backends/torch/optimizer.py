@@ -78,7 +78,7 @@ class ProjectedOptimizer(Reporting):
             because FSDP1 has made the parameters flat); the metric of the optimizer is asked for, but not known, or the
             parameter is complex. Nothing is changed then.
 
-    Example:
+    Examples:
         >>> adam = torch.optim.Adam(model.parameters())
         >>> optimizer = ProjectedOptimizer(adam, {"*.weight": pg.MaxNorm(3.0)}, model=model)
     """

@@ -42,7 +42,7 @@ def constrain(layer: _M, **constraints: Constraint | Tag | Callable[[Any], Any] 
     Raises:
         TypeError, ValueError: the layer has no such parameter, or the constraint does not fit it. No tag is changed.
 
-    Example:
+    Examples:
         >>> constrain(model.fc1, weight=pg.MaxNorm(3.0), bias=pg.NonNeg())
     """
     if not isinstance(layer, nn.Module):

@@ -42,7 +42,7 @@ def report(params: Params, rules: Rules | None = None, *, step: int | None = Non
     Raises:
         TypeError, ValueError: the rules do not fit, or have a schedule and there is no step.
 
-    Example:
+    Examples:
         >>> print(report(model, {"*.weight": pg.MaxNorm(3.0)}))
     """
     known = known_in(params)

@@ -62,7 +62,7 @@ class SPG(ProjectedOptimizer):
         TypeError, ValueError: as `ProjectedOptimizer`; there is a constraint that changes with the step or is not
             strict (`every`, `Schedule`, `rate`, ``metric="optimizer"``); an option is out of range.
 
-    Example:
+    Examples:
         >>> optimizer = SPG(model.parameters(), {"*.weight": pg.NonNeg()}, model=model, max_iter=500)
         >>> def closure():
         ...     optimizer.zero_grad()
