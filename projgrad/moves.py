@@ -70,8 +70,8 @@ class Scale(Move):
     rate: float = 1.0
 
     def apply(self, x: Array, xp: Namespace) -> Array:
-        # a bound that is an array may have a derivative, which what a branch is given by a closure has not
-        plain = all(bound is None or isinstance(bound, int | float) for bound in (self.low, self.high))
+        # a number that is an array may have a derivative, which what a branch is given by a closure has not
+        plain = all(bound is None or isinstance(bound, int | float) for bound in (self.low, self.high, self.rate))
         if self.m is not None or not plain or not xp.branches(x):
             scale = self.measured(x, xp)
             return _scaled(x, scale.inverse_factors(x, xp), xp)

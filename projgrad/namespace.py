@@ -139,7 +139,7 @@ class Namespace:
     def unless(self, done: Array, function: Callable[..., Array], x: Array, *others: Array) -> Array:
         """``function(x, *others)``, which is `x` if all of `done` is True: then it is left out, where that is quicker.
 
-        The derivative is that of the function, with respect to `x`.
+        The derivative is that of the function with respect to `x`; with respect to the others it is not told.
         """
         if self.can_look(x) and not self.may_differentiate(x) and bool(self.all(done)):
             return x
@@ -178,7 +178,7 @@ class Namespace:
         return self.min(self.top(x, count), axis=-1, keepdims=True)
 
     def highest(self, x: Array, count: int) -> Array:
-        """The `count` largest entries along the last axis of `x`, in no order; they are constants."""
+        """The `count` largest entries along the last axis of a constant `x`, in no order."""
         found = self.on_host(partial(_highest, count=count), x)
         return self.top(x, count) if found is None else found
 
@@ -222,7 +222,7 @@ class Namespace:
         return x * by
 
     def positive(self, x: Array) -> Array:
-        """``max(x, 0)``, and NaN where `x` is; a constant."""
+        """``max(x, 0)``, and NaN where `x` is; for an `x` that is a constant."""
         return self.maximum(x, self.zeros_like(x[..., :1]))
 
     def support(self, x: Array) -> Array:

@@ -170,3 +170,10 @@ def test_a_model_on_the_meta_device_has_all_that_presets_ask() -> None:
     with torch.device("meta"):
         model = eegnet()
     assert presets.eegnet(model) == SPATIAL | CLASSES
+
+
+def test_a_dense_layer_may_call_anything_its_kernel_size() -> None:
+    class Layer(nn.Linear):
+        kernel_size = 3
+
+    assert presets.edm2(nn.Sequential(Layer(4, 2))) == {"0.weight": pg.UnitNorm(axis=1)}

@@ -114,8 +114,8 @@ def _kind(use: Use, shape: tuple[int, ...]) -> str:
     name = next((name for name in classes if name in _KINDS), "")
     found = _KINDS.get(name, "")
     # a stack of layers (vmapped, scanned) is no layer of a kind
-    expected = {DENSE: 2 if name.endswith(".Linear") else None, CONV: 2 + len(getattr(use.layer, "kernel_size", ()))}
-    if expected.get(found) not in (None, len(shape)):
+    stacked = found == CONV and len(shape) != 2 + len(getattr(use.layer, "kernel_size", ()))
+    if stacked or (found == DENSE and name.endswith(".Linear") and len(shape) != 2):
         return ""
     groups = getattr(use.layer, "groups", getattr(use.layer, "feature_group_count", 1))
     if found == CONV and groups > 1 and shape[1 if channels_first(use) else -2] == 1:

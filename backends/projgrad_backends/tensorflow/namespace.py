@@ -118,10 +118,10 @@ _FUNCTIONS = SimpleNamespace(
 )
 
 
-def _gradients(function: Callable[..., tf.Tensor], x: tuple[tf.Tensor, ...], upstream: tf.Tensor) -> Any:
+def _gradient(function: Callable[[tf.Tensor], tf.Tensor], x: tf.Tensor, upstream: tf.Tensor) -> tf.Tensor:
     with tf.GradientTape() as tape:
-        tape.watch([a for a in x if a.dtype.is_floating or a.dtype.is_complex])
-        y = function(*x)
+        tape.watch(x)
+        y = function(x)
     return tape.gradient(y, x, upstream)
 
 
@@ -145,7 +145,7 @@ class TensorFlowNamespace(Namespace):
 
     def with_derivative(self, value: tf.Tensor, x: tf.Tensor, derivative: Callable[..., Any]) -> tf.Tensor:
         def held(x: tf.Tensor) -> Any:
-            return tf.identity(value), lambda upstream: _gradients(derivative, (tf.zeros_like(x),), upstream)
+            return tf.identity(value), lambda upstream: _gradient(derivative, tf.zeros_like(x), upstream)
 
         return tf.custom_gradient(held)(x)
 
@@ -169,11 +169,11 @@ class TensorFlowNamespace(Namespace):
         return self.top(x, count)[..., -1:]
 
     def unless(self, done: Any, function: Callable[..., Any], x: tf.Tensor, *others: Any) -> tf.Tensor:
-        def skipping(*inputs: tf.Tensor) -> Any:
-            y = tf.cond(tf.reduce_all(done), lambda: inputs[0], lambda: function(*inputs))
-            return y, lambda upstream: _gradients(function, inputs, upstream)
+        def skipping(x: tf.Tensor) -> Any:
+            y = tf.cond(tf.reduce_all(done), lambda: x, lambda: function(x, *others))
+            return y, lambda upstream: _gradient(lambda x: function(x, *others), x, upstream)
 
-        return tf.custom_gradient(skipping)(x, *others)
+        return tf.custom_gradient(skipping)(x)
 
     def either(self, ok: Any, quick: Callable[[], Any], slow: Callable[[], Any]) -> Any:
         if self.can_look(ok):
