@@ -6,7 +6,7 @@ them:
 
     optimizer = projgrad.torch.ProjectedOptimizer(adam, pg.presets.maxnorm_dropout(model), model=model)
 
-Nothing is guessed. Where a layer is not known (a class of your own, a bare array), presets take, as far as they need it,
+Nothing is guessed. Where a layer is not known (a class of your own, a bare array), presets take, where they need it,
 
 - ``incoming``: name patterns, as in rules, to the axes of the weights that feed one unit: ``{"*.c_attn.weight": 0}``;
 - ``but``: rules of your own, which win: what they select, the preset does not look at. None leaves it free.

@@ -26,7 +26,7 @@ def added(p: Any, u: Any) -> jax.Array:
 def onto(entry: PlanEntry, params: list[Any], weights: list[Any], updates: list[Any], step: Any) -> list[Any]:
     """``P(p + u) - p``, rounded such that adding it to `p` ends in the set, at ``p + u`` where that is in the set.
 
-    In sets of norms it may end at the number next to ``p + u`` there: in entries where `u` is larger than `p`, and their
+    In sets of norms it may end at the number next to ``p + u`` there, in entries where `u` is larger than `p` and their
     sum a power of two.
 
     Args:
