@@ -232,6 +232,20 @@ def test_a_constraint_of_keras_can_be_a_rule():
     assert np.all(array(model.layers[0].kernel) == 0)
 
 
+@pytest.mark.parametrize("own", [keras.constraints.NonNeg(), abs])
+def test_a_constraint_of_keras_on_the_layer_and_a_rule(own):
+    model = keras.Sequential([keras.Input((3,)), layers.Dense(2, kernel_constraint=own, name="d")])
+    kernel = array(model.layers[0].kernel)
+    with pytest.raises(ValueError, match="d/kernel: its layer has the constraint (NonNeg|abs), which would not hold"):
+        wrap({"d/kernel": pg.ZeroMean(axis=0)}, model)
+    late = wrap({"d/kernel": pg.ZeroMean(axis=0)})
+    with pytest.raises(ValueError, match="would not hold after the projection to ZeroMean"):
+        late.build(model.trainable_variables)
+    np.testing.assert_array_equal(array(model.layers[0].kernel), kernel)
+    assert violations(model, {"d/kernel": pg.ZeroMean(axis=0)})["d/kernel"] > 0
+    wrap({"d/bias": pg.NonNeg()}, model).build(model.trainable_variables)
+
+
 def test_a_model_without_tags_needs_rules():
     model = keras.Sequential([keras.Input((3,)), layers.Dense(2)])
     with pytest.raises(ValueError, match="nothing is tagged"):

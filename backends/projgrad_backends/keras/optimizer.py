@@ -9,6 +9,7 @@ from typing import Any, Self
 import keras
 from keras import ops
 
+from projgrad.constraint import Constraint
 from projgrad.plan import Plan
 from projgrad.report import Report
 from projgrad.rules import Rules
@@ -61,8 +62,9 @@ class ProjectedOptimizer(keras.optimizers.Optimizer):
     Raises:
         TypeError: `optimizer` is not a Keras optimizer, or the rules are not of the right form.
         ValueError: it is wrapped already, the rules do not fit the model, or a metric or tangents are asked for that
-            the set or the optimizer does not have. Where `model` is not given or not built yet, that is found when the
-            optimizer is built.
+            the set or the optimizer does not have; or the layer of a weight has another constraint than one of
+            projgrad, which would act before the projection and not hold after it. Where `model` is not given or not
+            built yet, that is found when the optimizer is built.
 
     Examples:
         >>> rules = {"*/kernel": pg.MaxNorm(3.0)}
@@ -84,6 +86,7 @@ class ProjectedOptimizer(keras.optimizers.Optimizer):
         source = GivenRules(rules, model, metric)
         projection = source.resolve(()) if source.ready else None
         if projection is not None:
+            _check_alone(projection.plan)
             check_scaling(projection.plan, optimizer)
         super().__init__(learning_rate=0.0, name=name)
         self.inner = optimizer
@@ -129,6 +132,7 @@ class ProjectedOptimizer(keras.optimizers.Optimizer):
         self._refresh()
         projection = self._projection or self._source.resolve(variables)
         _check_trained(projection, variables)
+        _check_alone(projection.plan)
         check_scaling(projection.plan, self.inner)
         new = not self.inner.built
         if new:
@@ -331,3 +335,15 @@ def _check_trained(projection: Projection, variables: Sequence[Any]) -> None:
             f"{', '.join(path(v) for v in variables) or 'nothing'}): make them trainable, or leave them free by a rule "
             f'such as "{missing[0]}": None'
         )
+
+
+def _check_alone(plan: Plan) -> None:
+    for entry in plan:
+        for variable in entry.handles:
+            other = getattr(variable, "constraint", None)
+            if other is not None and not isinstance(other, Constraint):
+                raise ValueError(
+                    f"{entry.name}: its layer has the constraint {getattr(other, '__name__', type(other).__name__)}, "
+                    f"which would not hold after the projection to {entry.constraint}: take one of them away, or make one "
+                    "set of both, a & b"
+                )

@@ -93,6 +93,10 @@ def _change(part: Any, name: str, constraint: Any) -> tuple[str, Any, Any]:
         if variable is not None:
             bound = constraint.bind(tuple(variable.shape), incoming(part, name))
         elif dimensions is None:
+            if rank(part, longer := f"{name}_kernel") is not None or (
+                name == "depthwise" and isinstance(part, _DEPTHWISE)
+            ):
+                raise ValueError(f"its name is {longer}")
             raise ValueError("how many dimensions it will have is not known: build the layer first")
         else:  # without an axis, all there is to check is the shape, which is yet to come
             free = constraint.axis is None or constraint.axis == ()
