@@ -344,6 +344,6 @@ def _check_alone(plan: Plan) -> None:
             if other is not None and not isinstance(other, Constraint):
                 raise ValueError(
                     f"{entry.name}: its layer has the constraint {getattr(other, '__name__', type(other).__name__)}, "
-                    f"which would not hold after the projection to {entry.constraint}: take one of them away, or make one "
-                    "set of both, a & b"
+                    f"which would not hold after the projection to {entry.constraint}: take one of them away, or "
+                    "make one set of both, a & b"
                 )
