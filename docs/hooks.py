@@ -30,7 +30,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
         name = path.relative_to(ROOT).as_posix()
         files.append(File.generated(config, name, abs_src_path=str(path)))
     # which MkDocs would take for the home page by its name
-    files.append(File.generated(config, "readme/short.md", abs_src_path=str(ROOT / "README.md")))
+    files.append(File.generated(config, "short.md", abs_src_path=str(ROOT / "README.md")))
     return files
 
 
