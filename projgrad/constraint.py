@@ -323,8 +323,8 @@ class Constraint(ABC):
             return self
         if step is None:
             raise ValueError(
-                f"{self} changes with the step: say which one by step=, the number of steps made, or give it to an "
-                "optimizer wrapper, which counts them"
+                f"{self} changes with the step: say which one by step=, as in project(x, step=0), or give it to an "
+                "optimizer wrapper, which counts the steps"
             )
         return self.at(step, x.dtype)
 

@@ -159,7 +159,6 @@ def test_what_cannot_be_is_refused(wrong: Any, message: str) -> None:
         wrong()
 
 
-@pytest.mark.parametrize("framework", FRAMEWORKS, ids=repr)
 def test_order_statistics_are_those_of_a_sort(framework: Framework) -> None:
     # of one place too low, a set would still be right, but not quick
     values = np.random.default_rng(0).integers(-4, 4, (3, 9)).astype(float)
