@@ -14,7 +14,7 @@ from __future__ import annotations
 import json
 import math
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from os import PathLike
 from pathlib import Path
@@ -24,7 +24,7 @@ from projgrad.axes import INCOMING
 from projgrad.constraint import Constraint
 from projgrad.joint import Layout, all_axes
 from projgrad.registry import encode, from_dict, registered_classes
-from projgrad.storage import LIMIT, near, on_one_line, parse_json, read_text, replacing
+from projgrad.storage import LIMIT, are_sizes, clipped, near, on_one_line, parse_json, read_text, replacing, short
 from projgrad.tag import Joint, Tag
 
 if TYPE_CHECKING:
@@ -36,7 +36,6 @@ FRAMEWORKS = ("torch", "jax", "keras", "tensorflow")
 FREE, NONE = "free", "none"
 _VERSION = 1
 _OPTIONS = ("every", "metric", "tangent")
-_DEFAULTS = {"every": 1, "metric": None, "tangent": None}
 
 
 def load_rules(path: str | PathLike[str], framework: str | None = None) -> dict[str, Any]:
@@ -64,7 +63,7 @@ def load_rules(path: str | PathLike[str], framework: str | None = None) -> dict[
     try:
         return _rules(_parsed(text, path.suffix.lower()), framework)
     except (RecursionError, ValueError) as error:
-        raise ValueError(f"{path}: {_told(error)}") from None
+        raise ValueError(f"{path}: {_reason(error)}") from None
 
 
 def load_plan(path: str | PathLike[str]) -> Plan:
@@ -82,7 +81,7 @@ def load_plan(path: str | PathLike[str]) -> Plan:
         saved = _table(parse_json(text), "a plan", ("projgrad_plan", "entries"))
         if saved.get("projgrad_plan") != _VERSION:
             raise ValueError(
-                f"it is no plan of the format {_VERSION}: its projgrad_plan={saved.get('projgrad_plan')!r}"
+                f"it is no plan of the format {_VERSION}: its projgrad_plan={short(saved.get('projgrad_plan'))}"
             )
         plan = Plan(_load_entry(entry) for entry in _list(saved.get("entries"), "entries"))
         names = [name for entry in plan for name in entry.names]
@@ -90,7 +89,7 @@ def load_plan(path: str | PathLike[str]) -> Plan:
             raise ValueError("a parameter is there twice")
         return plan
     except (RecursionError, ValueError) as error:
-        raise ValueError(f"{path}: {_told(error)}") from None
+        raise ValueError(f"{path}: {_reason(error)}") from None
 
 
 def save_plan(plan: Plan, path: str | PathLike[str]) -> None:
@@ -102,7 +101,8 @@ def save_plan(plan: Plan, path: str | PathLike[str]) -> None:
         raise ValueError(f"a plan whose numbers are arrays, as in compiled code, cannot be saved: {error}") from None
     if len(text) > LIMIT:
         raise ValueError(f"the plan takes {len(text)} bytes, and more than {LIMIT} would not be read again")
-    with replacing(Path(path), overwrite=True) as out:
+    path = Path(path)
+    with replacing(path, overwrite=True, like=path if path.exists() else None) as out:
         out.write(text)
 
 
@@ -125,19 +125,20 @@ def _rules(given: Any, framework: str | None) -> dict[str, Any]:
         for needed in ("names", "constraint"):
             if needed not in rule:
                 raise ValueError(f"{where} has no {needed!r}")
-        names = _for(rule["names"], framework, f"{where}: names", missing=[])
-        names = [names] if isinstance(names, str) else names
-        if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-            raise ValueError(f"{where}: names={names!r} is neither a pattern nor a list of them")
-        if not names:
+        try:
+            names = _for(rule["names"], framework, f"{where}: names")
+        except _OtherFrameworksError:
             continue
+        names = [names] if isinstance(names, str) else names
+        if not isinstance(names, list) or not names or not all(isinstance(name, str) for name in names):
+            raise ValueError(f"{where}: names={short(names)} is neither a pattern nor a list of them")
         try:
             tag = _tag(rule, framework)
         except (TypeError, ValueError) as error:
-            raise ValueError(f"{where} ({', '.join(names)}): {error}") from None
+            raise ValueError(f"{where} ({_shown(names)}): {error}") from None
         for name in names:
             if name in found:
-                raise ValueError(f"{where}: another rule is for {name!r} too")
+                raise ValueError(f"{where}: another rule is for {short(name)} too")
             found[name] = tag
     return found
 
@@ -147,7 +148,7 @@ def _tag(rule: Mapping[str, Any], framework: str | None) -> Tag | Constraint | N
     options = {name: _plain(rule[name], framework, name) for name in _OPTIONS if name in rule}
     joint = _for(rule.get("joint", False), framework, "joint")
     if not isinstance(joint, bool):
-        raise ValueError(f"joint={joint!r} is neither true nor false")
+        raise ValueError(f"joint={short(joint)} is neither true nor false")
     if given == FREE:
         if options or joint:
             raise ValueError("what is free has no options")
@@ -158,21 +159,25 @@ def _tag(rule: Mapping[str, Any], framework: str | None) -> Tag | Constraint | N
     return Tag(constraint, **options) if options else constraint
 
 
-def _for(value: Any, framework: str | None, what: str, **missing: Any) -> Any:
+class _OtherFrameworksError(ValueError):
+    """A table has values for other frameworks only."""
+
+
+def _for(value: Any, framework: str | None, what: str) -> Any:
     """A value, or that of the framework where it is a table of them."""
     if not isinstance(value, dict) or not value or "type" in value:
         return value
     unknown = [key for key in value if key not in FRAMEWORKS]
     if unknown:
-        hint = "a set needs a type" if what == "constraint" else f"nearest to {unknown[0]!r}: "
-        hint += "" if what == "constraint" else near(unknown[0], FRAMEWORKS)
-        raise ValueError(f"{what}: {unknown[0]!r} is not one of the frameworks {', '.join(FRAMEWORKS)} ({hint})")
+        name = short(unknown[0])
+        hint = "a set needs a type" if what == "constraint" else f"nearest to {name}: {near(unknown[0], FRAMEWORKS)}"
+        raise ValueError(f"{what}: {name} is not one of the frameworks {', '.join(FRAMEWORKS)} ({hint})")
     if framework is None:
         which = " or ".join(value)
         raise ValueError(f"{what} differs by framework: say which one (framework=, or --framework), {which}")
-    if framework not in value and not missing:
-        raise ValueError(f"{what} has no value for {framework}, but for {', '.join(value)}")
-    return value.get(framework, *missing.values())
+    if framework not in value:
+        raise _OtherFrameworksError(f"{what} has no value for {framework}, but for {', '.join(value)}")
+    return value[framework]
 
 
 def _plain(value: Any, framework: str | None, what: str) -> Any:
@@ -191,7 +196,8 @@ def _plain(value: Any, framework: str | None, what: str) -> Any:
 def _constraint(saved: Any) -> Constraint:
     """The constraint of plain data, with errors that have the nearest names."""
     if not isinstance(saved, dict) or "type" not in saved:
-        raise ValueError(f'a constraint is a table with a type, such as {{type = "MaxNorm", axis = 0}}, not {saved!r}')
+        example = '{type = "MaxNorm", axis = 0}'
+        raise ValueError(f"a constraint is a table with a type, such as {example}, not {short(saved)}")
     _check_names(saved)
     try:
         made: Any = from_dict(saved)
@@ -211,11 +217,11 @@ def _check_names(value: Any) -> None:
     known, kind = registered_classes(), value.get("type")
     if not isinstance(kind, str) or kind not in known:
         sets = [name for name, one in known.items() if issubclass(one, Constraint)]
-        raise ValueError(f"no set is registered as {kind!r}; the nearest: {near(str(kind), sets)}")
+        raise ValueError(f"no set is registered as {short(kind)}; the nearest: {near(str(kind), sets)}")
     arguments = [field.name for field in fields(known[kind])]
     for name, part in value.items():
         if name != "type" and name not in arguments:
-            raise ValueError(f"{kind} has no argument {name!r}; the nearest: {near(name, arguments)}")
+            raise ValueError(f"{kind} has no argument {short(name)}; the nearest: {near(name, arguments)}")
         if name != "type":
             _check_names(part)
 
@@ -224,6 +230,8 @@ def _check_names(value: Any) -> None:
 
 
 def _save_entry(entry: PlanEntry) -> dict[str, Any]:
+    if not all(map(_is_name, entry.names)):
+        raise ValueError(f"{on_one_line(entry.name)} cannot be saved: its name could not be shown as it is")
     try:
         inside = encode(entry.constraint)
     except ValueError as error:
@@ -239,22 +247,25 @@ def _load_entry(saved: Any) -> PlanEntry:
 
     saved = _table(saved, "an entry", ("names", "shapes", "constraint", "joint", "layout", *_OPTIONS))
     names = tuple(_list(saved.get("names"), "names"))
-    shown = ", ".join(map(str, names))
-    if not names or not all(isinstance(name, str) and on_one_line(name) == name for name in names):
-        raise ValueError(f"names={list(names)!r} are not those of parameters")
+    if not names or not all(map(_is_name, names)):
+        raise ValueError(f"names={short(list(names))} are not those of parameters")
     try:
         shapes = tuple(_ints(shape) for shape in _list(saved.get("shapes"), "shapes"))
-        if len(shapes) != len(names) or (saved.get("layout") is None and len(names) > 1):
+        if len(shapes) != len(names):
             raise ValueError(f"there are {len(names)} names and {len(shapes)} shapes for it")
+        if saved.get("layout") is None and len(names) > 1:
+            raise ValueError("several parameters in one set need a layout")
         layout = None if saved.get("layout") is None else _layout(shapes, _list(saved["layout"], "layout"))
         constraint = _constraint(saved.get("constraint"))
         if INCOMING in all_axes(constraint):
             raise ValueError('a plan has axes as numbers, and not "incoming"')
         constraint.check_shape(shapes[0] if layout is None else layout.shape)
-        kind = Joint if saved.get("joint") is True else Tag
-        tag = kind(constraint, **{name: saved.get(name, _DEFAULTS[name]) for name in _OPTIONS})
+        joint = saved.get("joint", False)
+        if not isinstance(joint, bool):
+            raise ValueError(f"joint={short(joint)} is neither true nor false")
+        tag = (Joint if joint else Tag)(constraint, **{name: saved[name] for name in _OPTIONS if name in saved})
     except (TypeError, ValueError) as error:
-        raise ValueError(f"{shown}: {error}") from None
+        raise ValueError(f"{_shown(names)}: {error}") from None
     return PlanEntry(names, shapes, tag, layout)
 
 
@@ -276,29 +287,32 @@ def _layout(shapes: tuple[tuple[int, ...], ...], saved: list[Any]) -> Layout:
 
 def _table(value: Any, what: str, known: tuple[str, ...]) -> dict[str, Any]:
     if not isinstance(value, dict):
-        raise ValueError(f"{what} is a table with {', '.join(known)}, not {_short(value)}")
+        raise ValueError(f"{what} is a table with {', '.join(known)}, not {short(value)}")
     for name in value:
         if name not in known:
-            raise ValueError(f"{what} has no {name!r}; the nearest: {near(name, known)}")
+            raise ValueError(f"{what} has no {short(name)}; the nearest: {near(name, known)}")
     return cast(dict[str, Any], value)
 
 
 def _list(value: Any, what: str) -> list[Any]:
     if not isinstance(value, list):
-        raise ValueError(f"{what} must be a list, not {_short(value)}")
+        raise ValueError(f"{what} must be a list, not {short(value)}")
     return value
 
 
 def _ints(value: Any) -> tuple[int, ...]:
-    if not isinstance(value, list) or not all(type(n) is int and n >= 0 for n in value):
-        raise ValueError(f"{_short(value)} is not a list of numbers from 0 on")
+    if not are_sizes(value):
+        raise ValueError(f"{short(value)} is not a list of numbers from 0 on")
     return tuple(value)
 
 
-def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 100 else f"{text[:97]}..."
+def _is_name(name: Any) -> bool:
+    return isinstance(name, str) and on_one_line(name) == name
 
 
-def _told(error: Exception) -> str:
+def _shown(names: Sequence[str]) -> str:
+    return clipped(", ".join(names))
+
+
+def _reason(error: Exception) -> str:
     return "it is nested too deep" if isinstance(error, RecursionError) else str(error)

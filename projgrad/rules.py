@@ -6,7 +6,6 @@ ambiguous, before anything is changed.
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
@@ -15,6 +14,7 @@ from typing import Any
 from projgrad.constraint import Constraint
 from projgrad.joint import lay_out
 from projgrad.plan import Plan, PlanEntry
+from projgrad.storage import near
 from projgrad.tag import OPTIMIZER, Joint, Tag, as_tag, check_metric_name
 
 __all__ = ["Parameter", "Rules", "Use", "resolve", "selects"]
@@ -238,5 +238,4 @@ def _nothing(selector: str | type, attribute: str | None, parameters: Iterable[P
         if not names:
             names = sorted({type(use.layer).__name__ for use in uses if use.layer is not None})
             wanted = selector.__name__
-    near = difflib.get_close_matches(wanted, names, n=4, cutoff=0.0)
-    return f"the rule {_show(selector, attribute)} selects no parameter; the nearest: {', '.join(near) or '(none)'}"
+    return f"the rule {_show(selector, attribute)} selects no parameter; the nearest: {near(wanted, names)}"

@@ -9,12 +9,25 @@ import secrets
 import stat
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from itertools import islice
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TypeGuard
 
-__all__ = ["LIMIT", "near", "on_one_line", "parse_json", "read_text", "replacing", "size_of"]
+__all__ = [
+    "LIMIT",
+    "are_sizes",
+    "clipped",
+    "near",
+    "on_one_line",
+    "parse_json",
+    "read_text",
+    "replacing",
+    "short",
+    "size_of",
+]
 
 LIMIT = 64 * 2**20  # bytes of rules or of a plan; as objects of Python they take many times that
+_COMPARED, _SHOWN = 2000, 100  # names that an error compares, and characters of each that it shows
 
 
 def size_of(path: Path) -> int:
@@ -58,10 +71,11 @@ def parse_json(text: str | bytes) -> Any:
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        names = [name for name, _ in pairs]
-        raise ValueError(f"{next(name for name in names if names.count(name) > 1)!r} is there twice")
+    found: dict[str, Any] = {}
+    for name, value in pairs:
+        if name in found:
+            raise ValueError(f"{short(name)} is there twice")
+        found[name] = value
     return found
 
 
@@ -70,8 +84,24 @@ def _no_constant(name: str) -> Any:
 
 
 def near(wanted: str, names: Iterable[str]) -> str:
-    """The names that are most like the wanted one, for errors."""
-    return ", ".join(difflib.get_close_matches(wanted, list(names), n=4, cutoff=0.0)) or "(none)"
+    """The names that are most like the wanted one, for errors; of very many, among the first."""
+    compared = [name[:_SHOWN] for name in islice(names, _COMPARED)]
+    return ", ".join(difflib.get_close_matches(wanted[:_SHOWN], compared, n=4, cutoff=0.0)) or "(none)"
+
+
+def clipped(text: str) -> str:
+    """The start of a text, for errors."""
+    return text if len(text) <= _SHOWN else f"{text[: _SHOWN - 3]}..."
+
+
+def short(value: Any) -> str:
+    """The start of what it looks like in Python, for errors."""
+    return clipped(repr(value))
+
+
+def are_sizes(value: Any) -> TypeGuard[list[int]]:
+    """Whether this is a list of whole numbers from 0 on."""
+    return isinstance(value, list) and all(type(n) is int and n >= 0 for n in value)
 
 
 def on_one_line(text: str) -> str:
@@ -94,11 +124,16 @@ def replacing(path: Path, *, overwrite: bool, like: Path | None = None) -> Itera
         FileExistsError: there is one, and it is not to be replaced.
         OSError: it cannot be written.
     """
-    _refuse_existing(path, overwrite)
-    temporary = path.with_name(f".{path.name[:100]}.{secrets.token_hex(8)}")
+    if not overwrite and os.path.lexists(path):
+        raise _exists(path)
+    temporary = path.with_name(f".projgrad.{secrets.token_hex(8)}")
     flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0)
     mode = 0o666 if like is None else 0o600
-    descriptor = os.open(temporary, flags, mode)  # which the umask narrows
+    try:
+        descriptor = os.open(temporary, flags, mode)  # which the umask narrows
+    except OSError as error:
+        error.filename = str(path)  # and not that of the temporary file
+        raise
     try:
         with open(descriptor, "w+b") as out:
             yield out
@@ -106,12 +141,19 @@ def replacing(path: Path, *, overwrite: bool, like: Path | None = None) -> Itera
             os.fsync(out.fileno())
         if like is not None:
             temporary.chmod(stat.S_IMODE(like.stat().st_mode))
-        _refuse_existing(path, overwrite)
+        if not overwrite:
+            try:
+                os.link(temporary, path)  # unlike replacing, this fails where a file has appeared
+                return
+            except FileExistsError:
+                raise _exists(path) from None
+            except OSError:  # where there are no links
+                if os.path.lexists(path):
+                    raise _exists(path) from None
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
 
 
-def _refuse_existing(path: Path, overwrite: bool) -> None:
-    if not overwrite and os.path.lexists(path):
-        raise FileExistsError(f"{path} exists, and is not replaced unless that is asked for")
+def _exists(path: Path) -> FileExistsError:
+    return FileExistsError(f"{path} exists, and is not replaced unless that is asked for")

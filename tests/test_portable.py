@@ -154,6 +154,8 @@ def test_one_file_holds_in_torch_jax_and_keras(tmp_path):
         ({"names": "w", "constraint": {"type": "NonNeg"}, "metric": "adam"}, "metric='adam' is not known"),
         ({"names": "w", "constraint": {"type": "NonNeg"}, "joint": 1}, "neither true nor false"),
         ({"names": ["w", 3], "constraint": {"type": "NonNeg"}}, "neither a pattern nor a list"),
+        ({"names": [], "constraint": {"type": "NonNeg"}}, r"names=\[\] is neither a pattern nor a list"),
+        ({"names": None, "constraint": {"type": "NonNeg"}}, "names=None is neither"),
         ({"names": ["w", "w"], "constraint": {"type": "NonNeg"}}, "another rule is for 'w'"),
         ({"names": "w"}, "has no 'constraint'"),
         (
@@ -258,6 +260,12 @@ def test_a_plan_that_cannot_be_saved_is_refused_and_the_old_one_stays(tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["plan.json"]
 
 
+def test_a_name_that_would_not_be_read_again_is_not_saved(tmp_path):
+    with pytest.raises(ValueError, match=r"a\\nb cannot be saved: its name"):
+        plan_of({"*": pg.NonNeg()}, {"a\nb": (2,)}).save(tmp_path / "plan.json")
+    assert not (tmp_path / "plan.json").exists()
+
+
 def changed(saved, **fields):
     return {**saved, "entries": [saved["entries"][0] | fields]}
 
@@ -272,6 +280,8 @@ def changed(saved, **fields):
         (lambda s: changed(s, names=[]), "not those of parameters"),
         (lambda s: changed(s, shapes=[[3, -1]]), "not a list of numbers"),
         (lambda s: changed(s, shapes=[]), "1 names and 0 shapes"),
+        (lambda s: changed(s, names=["w", "v"], shapes=[[3, 4]] * 2), "several parameters in one set need a layout"),
+        (lambda s: changed(s, joint="yes"), "joint='yes' is neither true nor false"),
         (lambda s: changed(s, shapes=[[3]]), "axis 1 does not exist"),
         (lambda s: changed(s, constraint={"type": "MaxNorm"}), 'not "incoming"'),
         (lambda s: changed(s, constraint={"type": "MaxNrm", "axis": 1}), "nearest: MaxNorm"),
