@@ -6,11 +6,14 @@ import io
 import os
 import pickle
 import struct
+import tracemalloc
 import zipfile
+import zlib
 
 import numpy as np
 import pytest
 
+from projgrad.files import open_weights
 from tests.test_portable import written
 from tests.weights_files import ENDINGS, RULES, B, W, header, read, run, saved
 
@@ -86,6 +89,37 @@ def test_hostile_safetensors(tmp_path, capsys, rules, content, says):
     refused(capsys, path, rules, says)
 
 
+def test_arrays_that_are_not_aligned_or_empty(tmp_path, capsys):
+    path, out = tmp_path / "w.safetensors", tmp_path / "out.safetensors"
+    empty, one = np.zeros((0, 2), "f4"), np.float64(-3.0)
+    arrays = {"flag": ("U8", np.ones(3, "u1")), "a": ("F64", W.astype("f8")), "none": ("F32", empty), "b": ("F64", one)}
+    path.write_bytes(header(**arrays))
+    stored = open_weights(path).stored
+    assert not stored["a"].held.flags.aligned
+    np.testing.assert_array_equal(stored["a"].held, W)
+    assert (stored["none"].shape, stored["b"].held.shape) == ((0, 2), ())
+    rules = written(tmp_path / "rules.json", [{"names": ["a", "b", "none"], "constraint": {"type": "NonNeg"}}])
+    assert run(capsys, "project", path, out, "--rules", rules)[0] == 0
+    np.testing.assert_array_equal(read(out)["a"], np.maximum(W, 0))
+    path.write_bytes(header())
+    assert open_weights(path).stored == {}
+
+
+def test_a_file_is_opened_once_for_all_its_arrays(tmp_path):
+    resource = pytest.importorskip("resource")
+    path = tmp_path / "w.safetensors"
+    path.write_bytes(header(**{f"a{i}": ("F32", B) for i in range(400)}))
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    free = os.dup(0)
+    os.close(free)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (free + 50, limits[1]))
+    try:
+        stored = open_weights(path).stored
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+    assert all(np.array_equal(one.held, B) for one in stored.values())
+
+
 def test_names_cannot_write_to_the_terminal(tmp_path, capsys, rules):
     path = tmp_path / "bad.safetensors"
     path.write_bytes(header(**{"a\x1b[2J\nall is well": ("F32", W)}))
@@ -128,11 +162,33 @@ def test_hostile_npz(tmp_path, capsys, rules):
         (npy((1,), descr="|O", data=b"\0" * 8), "nothing is unpickled"),
         (b"\x93NUMPY\x01\x00\xff\xff" + b"(" * 0xFFFF, "has no header"),
         (b"\x93NUMPY\x09\x00", "has no header"),
+        (b"\x93NUMPY\x01\x00\x17\x00{'descr': '<f4', 'x': (", "has no header"),
     ):
         refused(capsys, archive(path, **{"a.weight.npy": content}), rules, says)
     refused(capsys, archive(path, **{"a.weight.npy": npy((2**26,), data=bytes(2**28))}), rules, "are not unpacked")
     assert path.stat().st_size < 2**20
     assert not mark.exists()
+
+
+@pytest.mark.parametrize("kind", [zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+def test_archives_that_unpack_without_limit_are_refused(tmp_path, capsys, rules, kind):
+    path = tmp_path / "bad.npz"
+    with zipfile.ZipFile(path, "w", kind) as file:
+        file.writestr("a.weight.npy", npy((4, 3), data=W.tobytes()))
+    refused(capsys, path, rules, "neither stored as it is nor deflated")
+
+
+def test_a_member_that_is_larger_than_it_says(tmp_path, capsys, rules):
+    path = archive(tmp_path / "bad.npz", **{"a.weight.npy": npy((4, 3), data=bytes(2**28))})
+    size = struct.pack("<L", len(npy((4, 3))) + 2**28)
+    assert path.read_bytes().count(size) == 2
+    path.write_bytes(path.read_bytes().replace(size, struct.pack("<L", len(npy((4, 3))) + 48)))
+    tracemalloc.start()
+    try:
+        refused(capsys, path, rules, "damaged")
+        assert tracemalloc.get_traced_memory()[1] < 2**24
+    finally:
+        tracemalloc.stop()
 
 
 def test_nothing_is_extracted_from_an_archive(tmp_path, capsys):
@@ -186,6 +242,11 @@ def h5(make):
     return data.getvalue()
 
 
+def chunk_larger_than_it_says(file):
+    dataset = file.create_dataset("layers/a/vars/0", (3,), "f4", chunks=(3,), compression="gzip")
+    dataset.id.write_direct_chunk((0,), zlib.compress(bytes(2**24)))
+
+
 @pytest.mark.parametrize(
     ("make", "says"),
     [
@@ -203,6 +264,11 @@ def h5(make):
         (lambda f, h5py: f.__setitem__("layers/a", [1.0]), "is no group"),
         (lambda f, h5py: f.create_group("layers/a/vars/0"), "is no dataset"),
         (lambda f, h5py: f.create_dataset("layers/a/vars/0", (2**40,), "f4", chunks=(1024,)), "are not unpacked"),
+        (
+            lambda f, h5py: f.create_dataset("layers/a/vars/0", (1,), "f4", chunks=(2**28,), maxshape=(None,)),
+            "are not unpacked",
+        ),
+        (lambda f, h5py: chunk_larger_than_it_says(f), "is compressed"),
         (
             lambda f, h5py: f.create_dataset("layers/a/vars/0", (9,), "f4", external=[("/etc/passwd", 0, 36)]),
             "in another file",

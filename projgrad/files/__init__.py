@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+import importlib
 from pathlib import Path
 
 from projgrad.files.weights_file import Stored as Stored
 from projgrad.files.weights_file import WeightsFile as WeightsFile
-from projgrad.storage import on_one_line, size_of
+from projgrad.storage import clipped, on_one_line, size_of
 
 __all__ = ["ENDINGS", "Stored", "WeightsFile", "open_weights"]
 
-ENDINGS = (".safetensors", ".npz", ".pt", ".pth", ".keras")
+_FORMATS = {  # the module and its class; imported when there is such a file
+    ".safetensors": ("safetensors_format", "SafetensorsFile"),
+    ".npz": ("npz_format", "NpzFile"),
+    ".pt": ("torch_format", "TorchFile"),
+    ".pth": ("torch_format", "TorchFile"),
+    ".keras": ("keras_format", "KerasFile"),
+}
+ENDINGS = tuple(_FORMATS)
 
 
 def open_weights(path: Path) -> WeightsFile:
@@ -22,29 +30,11 @@ def open_weights(path: Path) -> WeightsFile:
         ValueError: it is not of that format, damaged, or larger unpacked than such a file would be.
     """
     size_of(path)
-    file = _opened(path)
+    if path.suffix.lower() not in _FORMATS:
+        raise ValueError(f"{path}: weights are in a file that ends in {', '.join(ENDINGS)}")
+    module, kind = _FORMATS[path.suffix.lower()]
+    file: WeightsFile = getattr(importlib.import_module(f"projgrad.files.{module}"), kind)(path)
     for name in file.stored:
         if on_one_line(name) != name:  # which would be shown, and could hide others
-            raise ValueError(f"{path} has a name that cannot be shown: {on_one_line(name)}")
+            raise ValueError(f"{path} has a name that cannot be shown: {clipped(on_one_line(name))}")
     return file
-
-
-def _opened(path: Path) -> WeightsFile:
-    match path.suffix.lower():
-        case ".safetensors":
-            from projgrad.files.safetensors_format import SafetensorsFile
-
-            return SafetensorsFile(path)
-        case ".npz":
-            from projgrad.files.npz_format import NpzFile
-
-            return NpzFile(path)
-        case ".pt" | ".pth":
-            from projgrad.files.torch_format import TorchFile
-
-            return TorchFile(path)
-        case ".keras":
-            from projgrad.files.keras_format import KerasFile
-
-            return KerasFile(path)
-    raise ValueError(f"{path}: weights are in a file that ends in {', '.join(ENDINGS)}")

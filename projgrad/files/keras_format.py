@@ -11,10 +11,10 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from projgrad.files.archive import copy_archive, member, opened
+from projgrad.files.archive import copy_archive, member, open_archive
 from projgrad.files.bfloat16 import BFLOAT16, rounded
 from projgrad.files.keras_names import STATISTICS, Layers
-from projgrad.files.weights_file import Stored, WeightsFile, check_expansion, described_dtype
+from projgrad.files.weights_file import Stored, WeightsFile, check_expansion, described_dtype, library, sound
 from projgrad.storage import LIMIT, parse_json
 
 __all__ = ["KerasFile"]
@@ -36,26 +36,22 @@ class KerasFile(WeightsFile):
 
     def __init__(self, path: Path) -> None:
         super().__init__(path)
-        try:
-            import h5py
-        except ImportError as error:
-            raise ImportError('a .keras file needs h5py: pip install "projgrad[files]"') from error
-        try:
-            with opened(path) as archive:
+        h5py = library("h5py", path, "files")
+        with sound(path, ".keras file"):
+            with open_archive(path) as archive:
                 self._data = member(archive, _WEIGHTS)
                 layers = Layers(parse_json(member(archive, _CONFIG, most=LIMIT)))
-            with h5py.File(io.BytesIO(self._data), "r") as file:
-                found = list(_Reader(h5py, layers, len(self._data)).datasets(file, (), "", 0))
-                self._at = {name: at for name, at, _ in found}
-                self.stored = {name: stored for name, _, stored in found}
+            try:
+                with h5py.File(io.BytesIO(self._data), "r") as file:
+                    found = list(_Reader(h5py, layers, len(self._data)).datasets(file, (), "", 0))
+            except OSError as error:  # which HDF5 raises for what is in memory
+                raise ValueError(f"its weights are damaged: {error}") from None
+            self._at = {name: at for name, at, _ in found}
+            self.stored = {name: stored for name, _, stored in found}
             if len(self.stored) < len(found):
                 raise ValueError("two of its weights have the same name")
-        except (ValueError, RecursionError) as error:
-            raise ValueError(f"{path} is no sound .keras file: {error}") from None
-        except Exception as error:  # of HDF5, what comes of a damaged file is not documented
-            raise ValueError(f"{path}: its weights are damaged: {error}") from None
 
-    def write(self, out: BinaryIO, changed: Mapping[str, Any]) -> None:
+    def copy(self, out: BinaryIO, changed: Mapping[str, Any]) -> None:
         import h5py
 
         data = io.BytesIO(self._data)
@@ -64,11 +60,7 @@ class KerasFile(WeightsFile):
                 dataset = file[self._at[name]]
                 numbers = rounded(x).view(dataset.dtype) if self.stored[name].widened else x
                 dataset[...] = numbers
-        copy_archive(self.path, out, {_WEIGHTS: lambda target: _put(target, data.getvalue())})
-
-
-def _put(target: BinaryIO, data: bytes) -> None:
-    target.write(data)
+        copy_archive(self.path, out, {_WEIGHTS: lambda target: target.write(data.getvalue())})
 
 
 class _Reader:
@@ -119,9 +111,11 @@ class _Reader:
         dtype, shape = dataset.dtype, dataset.shape
         if dataset.is_virtual or dataset.external:
             raise ValueError(f"{dataset.name} is stored in another file")
+        if dataset.id.get_create_plist().get_nfilters():  # HDF5 unpacks a chunk to its end, however large it is to be
+            raise ValueError(f"{dataset.name} is compressed, which Keras does not do")
         if shape is None:
             return Stored(None, (), str(dtype), "it has no numbers", aliases)
-        needed = math.prod(shape) * dtype.itemsize
+        needed = max(math.prod(shape), math.prod(dataset.chunks or ())) * dtype.itemsize  # a chunk is unpacked whole
         self._needed += needed
         check_expansion(dataset.name, needed, dataset.id.get_storage_size())
         check_expansion("the whole", self._needed, self._size)

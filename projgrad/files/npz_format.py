@@ -12,8 +12,8 @@ from typing import Any, BinaryIO
 import numpy as np
 from numpy.lib import format as npy
 
-from projgrad.files.archive import copy_archive, member, opened
-from projgrad.files.weights_file import Stored, WeightsFile, described_dtype
+from projgrad.files.archive import copy_archive, member, open_archive
+from projgrad.files.weights_file import Stored, WeightsFile, described_dtype, sound
 
 __all__ = ["NpzFile"]
 
@@ -30,15 +30,12 @@ class NpzFile(WeightsFile):
     def __init__(self, path: Path) -> None:
         super().__init__(path)
         self.stored = {}
-        try:
-            with opened(path) as archive:
-                for name in archive.namelist():
-                    if name.endswith(_ENDING):
-                        self.stored[name.removesuffix(_ENDING)] = _stored(name, member(archive, name))
-        except ValueError as error:
-            raise ValueError(f"{path} is no sound .npz file: {error}") from None
+        with sound(path, ".npz file"), open_archive(path) as archive:
+            for name in archive.namelist():
+                if name.endswith(_ENDING):
+                    self.stored[name.removesuffix(_ENDING)] = _stored(name, member(archive, name))
 
-    def write(self, out: BinaryIO, changed: Mapping[str, Any]) -> None:
+    def copy(self, out: BinaryIO, changed: Mapping[str, Any]) -> None:
         copy_archive(
             self.path, out, {name + _ENDING: partial(_write, self._like(name, x)) for name, x in changed.items()}
         )
@@ -56,7 +53,7 @@ def _stored(name: str, data: bytes) -> Stored:
     file = io.BytesIO(data)
     try:
         shape, fortran, dtype = _HEADERS[npy.read_magic(file)](file)
-    except (KeyError, ValueError, RecursionError, MemoryError, TypeError) as error:
+    except Exception as error:  # it is parsed as Python, which may fail in many ways
         raise ValueError(f"{name!r} has no header of an array: {error}") from None
     if dtype.hasobject:
         raise ValueError(f"{name!r} holds Python objects, which are a pickle, and nothing is unpickled")

@@ -14,12 +14,13 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from projgrad.files.bfloat16 import BFLOAT16, rounded
-from projgrad.files.weights_file import Stored, WeightsFile, described_dtype
-from projgrad.storage import parse_json, size_of
+from projgrad.files.weights_file import Stored, WeightsFile, described_dtype, sound
+from projgrad.storage import are_sizes, parse_json, short, size_of
 
 __all__ = ["SafetensorsFile"]
 
 _MOST = 32 * 2**20  # bytes of a header, enough for 100,000 arrays; it takes many times that as objects of Python
+_LONGEST = 32  # characters of a dtype
 _NUMPY = {
     "F64": "<f8",
     "F32": "<f4",
@@ -43,12 +44,10 @@ class SafetensorsFile(WeightsFile):
 
     def __init__(self, path: Path) -> None:
         super().__init__(path)
-        try:
+        with sound(path, "safetensors file"):
             self.stored, self._places = _read(path)
-        except ValueError as error:
-            raise ValueError(f"{path} is no sound safetensors file: {error}") from None
 
-    def write(self, out: BinaryIO, changed: Mapping[str, Any]) -> None:
+    def copy(self, out: BinaryIO, changed: Mapping[str, Any]) -> None:
         with self.path.open("rb") as source:
             shutil.copyfileobj(source, out)
         for name, array in changed.items():
@@ -77,40 +76,34 @@ def _read(path: Path) -> tuple[dict[str, Stored], dict[str, tuple[int, str]]]:
     end = 0
     for name, (_, _, (begin, stop)) in sorted(found.items(), key=lambda item: item[1][2]):
         if begin != end:
-            raise ValueError(f"{name!r} starts at byte {begin}, and what is before it ends at {end}")
+            raise ValueError(f"{short(name)} starts at byte {begin}, and what is before it ends at {end}")
         end = stop
     if start + end != size:
         raise ValueError(f"it has {size} bytes, and its arrays end at {start + end}: it is cut off, or has more")
     places = {name: (start + begin, _NUMPY.get(kind, "")) for name, (kind, _, (begin, _)) in found.items()}
-    return {name: _stored(path, *found[name][:2], places[name][0]) for name in header}, places
+    whole = np.asarray(np.memmap(path, np.uint8, "r"))  # one for all, as each holds an open file
+    return {name: _stored(whole[start:][slice(*found[name][2])], *found[name][:2]) for name in header}, places
 
 
 def _entry(name: str, entry: Any) -> tuple[str, tuple[int, ...], tuple[int, int]]:
     """The dtype, shape, first byte and end of an array."""
     if not isinstance(entry, dict) or set(entry) != {"dtype", "shape", "data_offsets"}:
-        raise ValueError(f"{name!r} has not exactly a dtype, a shape and data_offsets")
+        raise ValueError(f"{short(name)} has not exactly a dtype, a shape and data_offsets")
     kind, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
-    if not isinstance(kind, str) or not _are_sizes(shape) or len(shape) > 64:
-        raise ValueError(f"{name!r} has an impossible dtype or shape")
-    if not _are_sizes(offsets) or len(offsets) != 2 or offsets[0] > offsets[1]:
-        raise ValueError(f"{name!r} has impossible data_offsets")
+    if not isinstance(kind, str) or len(kind) > _LONGEST or not are_sizes(shape) or len(shape) > 64:
+        raise ValueError(f"{short(name)} has an impossible dtype or shape")
+    if not are_sizes(offsets) or len(offsets) != 2 or offsets[0] > offsets[1]:
+        raise ValueError(f"{short(name)} has impossible data_offsets")
     begin, end = offsets
     if kind in _NUMPY and math.prod(shape) * np.dtype(_NUMPY[kind]).itemsize != end - begin:
-        raise ValueError(f"{name!r}, {kind} of shape {tuple(shape)}, does not take {end - begin} bytes")
+        raise ValueError(f"{short(name)}, {kind} of shape {tuple(shape)}, does not take {end - begin} bytes")
     return kind, tuple(shape), (begin, end)
 
 
-def _are_sizes(value: Any) -> bool:
-    return isinstance(value, list) and all(type(n) is int and n >= 0 for n in value)
-
-
-def _stored(path: Path, kind: str, shape: tuple[int, ...], start: int) -> Stored:
+def _stored(data: np.ndarray, kind: str, shape: tuple[int, ...]) -> Stored:
     if kind not in _NUMPY:
-        return Stored(None, shape, kind, described_dtype(kind))
-    if 0 in shape:
-        array = np.zeros(shape, _NUMPY[kind])
-    else:
-        array = np.asarray(np.memmap(path, _NUMPY[kind], "r", start, shape))
+        return Stored(None, shape, kind, described_dtype(kind) or f"safetensors has no dtype {kind}")
+    array = data.view(_NUMPY[kind]).reshape(shape)  # NumPy computes with what is not aligned, too
     if kind == "BF16":
         return Stored(array, shape, BFLOAT16)
     return Stored(array, shape, array.dtype.name, described_dtype(array.dtype.name))

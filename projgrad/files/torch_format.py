@@ -8,8 +8,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from projgrad.files.archive import opened
-from projgrad.files.weights_file import Stored, WeightsFile, check_expansion, described_dtype
+from projgrad.files.archive import open_archive
+from projgrad.files.weights_file import Stored, WeightsFile, check_expansion, described_dtype, library, sound
 from projgrad.storage import size_of
 
 __all__ = ["TorchFile"]
@@ -25,29 +25,22 @@ class TorchFile(WeightsFile):
 
     def __init__(self, path: Path) -> None:
         super().__init__(path)
-        try:
-            import torch
-        except ImportError as error:
-            raise ImportError('a .pt file needs PyTorch: pip install "projgrad[torch]"') from error
+        torch = library("torch", path, "torch")
         if tuple(int(part) for part in torch.__version__.split(".")[:2]) < (2, 6):  # CVE-2025-32434
             raise ImportError(
                 f"before PyTorch 2.6, weights_only=True may run code of the file; this is {torch.__version__}"
             )
-        try:
-            if not zipfile.is_zipfile(path):
-                raise ValueError("it is not what torch.save writes since PyTorch 1.6")
-            opened(path).close()
+        with sound(path, "file of weights for weights_only=True"):
+            with path.open("rb") as file:  # of a path, it would hide that it must not be read
+                if not zipfile.is_zipfile(file):
+                    raise ValueError("it is not what torch.save writes since PyTorch 1.6")
+            open_archive(path).close()
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
                 self._whole = torch.load(path, map_location="cpu", weights_only=True)
             self.stored = _named(torch, self._whole, size_of(path))
-        except ValueError as error:
-            raise ValueError(f"{path} is no sound file of weights: {error}") from None
-        except Exception as error:  # what comes of a damaged file is not documented
-            reason = str(error).strip().partition("\n")[0]
-            raise ValueError(f"{path} cannot be read with weights_only=True: {reason}") from None
 
-    def write(self, out: BinaryIO, changed: Mapping[str, Any]) -> None:
+    def copy(self, out: BinaryIO, changed: Mapping[str, Any]) -> None:
         import torch
 
         for name, x in changed.items():  # in place, so that tied weights stay tied
@@ -67,6 +60,7 @@ def _named(torch: Any, whole: Any, size: int) -> dict[str, Stored]:
         same = (tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype) if dense and tensor.numel() else name
         names.setdefault(same, []).append(name)
         tensors[same] = tensor.detach() if dense else None, tensor
+    shared = _shared({names[same][0]: tensor for same, (tensor, _) in tensors.items() if tensor is not None})
     found: dict[str, Stored] = {}
     needed = 0
     for same, (first, *others) in names.items():
@@ -75,9 +69,11 @@ def _named(torch: Any, whole: Any, size: int) -> dict[str, Stored]:
         why = described_dtype(dtype) if tensor is not None else f"it is {given.layout}, quantized or on no device"
         if tensor is not None:
             needed += tensor.numel() * tensor.element_size()
-            check_expansion(repr(first), needed, size)
+            check_expansion("the whole", needed, size)
             if not why and _overlaps(tensor):
                 why = "several of its entries are one number in memory"
+            if not why and first in shared:
+                why = f"it shares memory with {shared[first]}, which would change too: save one of them as a copy"
         found[first] = Stored(tensor, tuple(given.shape), dtype, why, tied=tuple(others))
     return found
 
@@ -91,6 +87,24 @@ def _overlaps(tensor: Any) -> bool:
                 return True
             end = stride * (n - 1) + end
     return False
+
+
+def _shared(tensors: Mapping[str, Any]) -> dict[str, str]:
+    """The names of the tensors whose first to last byte are among those of another one, with the name of that."""
+    places = []
+    for name, tensor in tensors.items():
+        last = sum((n - 1) * stride for n, stride in zip(tensor.shape, tensor.stride(), strict=True))
+        if tensor.numel():
+            places.append((tensor.data_ptr(), tensor.data_ptr() + (last + 1) * tensor.element_size(), name))
+    found: dict[str, str] = {}
+    end, longest = 0, ""  # of those before
+    for start, stop, name in sorted(places):
+        if start < end:
+            found[name] = longest
+            found.setdefault(longest, name)
+        if stop > end:
+            end, longest = stop, name
+    return found
 
 
 def _tensors(torch: Any, value: Any, name: str, depth: int, left: Iterator[int]) -> Iterator[tuple[str, Any]]:
