@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator, Mapping
+from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Self
 
@@ -13,6 +13,8 @@ from projgrad.axes import group_size
 from projgrad.constraint import Constraint
 from projgrad.files.bfloat16 import BFLOAT16, rounded, widened
 from projgrad.files.weights_file import Stored, WeightsFile
+from projgrad.intersection import Intersection
+from projgrad.moves import are_close
 from projgrad.namespace import native
 from projgrad.plan import Plan, PlanEntry
 from projgrad.precision import tolerance
@@ -35,7 +37,6 @@ class SavedWeights:
 
     Args:
         file: the file.
-        stored: its arrays by their names there.
         names: those names, without the key that they are under, to the names in the file.
         held: the entries of the plan, each with names in the file.
         step: the number of steps made.
@@ -43,7 +44,6 @@ class SavedWeights:
     """
 
     file: WeightsFile
-    stored: Mapping[str, Stored]
     names: Mapping[str, str]
     held: tuple[tuple[PlanEntry, tuple[str, ...]], ...]
     step: int | None = None
@@ -64,7 +64,12 @@ class SavedWeights:
         Raises:
             TypeError, ValueError: the rules or the plan do not fit the file, or there is a schedule and no step.
         """
-        names = {own[0]: at for at, stored in file.stored.items() if (own := _names(key, at, stored))}
+        own = {at: found for at, stored in file.stored.items() if (found := _names(key, at, stored))}
+        twice = [name for name, n in Counter(name for found in own.values() for name in set(found)).items() if n > 1]
+        if twice:
+            both = " and ".join(at for at, found in own.items() if twice[0] in found)
+            raise ValueError(f"{file.path} has {both}: under {key!r}, each is {twice[0]}")
+        names = {found[0]: at for at, found in own.items()}
         if not names:
             raise ValueError(f"{file.path} has no weights under {key!r}; the nearest: {near(key, file.stored)}")
         if plan is not None:
@@ -76,13 +81,18 @@ class SavedWeights:
         for entry, _ in held:
             if entry.constraint.scheduled and step is None:
                 raise ValueError(f"{entry.name}: {entry.constraint} changes with the step: say which by --step")
-        return cls(file, file.stored, names, held, step)
+        return cls(file, names, held, step)
 
     def report(self) -> Report:
-        """A row for every array that can be read as numbers."""
-        known = [(at, name) for name, at in self.names.items() if self.stored[at].array is not None]
+        """A row for every array that can be read as numbers; of the others, see `unreadable`."""
+        known = [(at, name) for name, at in self.names.items() if self.file.stored[at].held is not None]
         rows = rows_of(self.held, known)
         return make_report(((row, [self._array(at) for at in keys]) for row, keys in rows), self.step)
+
+    def unreadable(self) -> list[str]:
+        """The arrays that cannot be read as numbers, with shape and dtype."""
+        stored = {name: self.file.stored[at] for name, at in self.names.items()}
+        return [f"{name}, {one.shape} of {one.dtype}" for name, one in stored.items() if one.held is None]
 
     def outside(self, tol: float | None) -> list[str]:
         """What is not in its set, with its distance; the `tol` is that of `Constraint.contains`."""
@@ -90,7 +100,7 @@ class SavedWeights:
         for entry, keys in self.held:
             array, now = self._gathered(entry, keys), self._now(entry, keys)
             if tol is None and self._widened(keys):
-                inside = all(bool(np.all(held)) for _, _, held in _groups(now, array))
+                inside = all(np.all(_inside(part, x)) for part, x in parts_of(now, array) if x.size)
             else:
                 inside = now.contains(array, tol)
             if not inside:
@@ -114,16 +124,18 @@ class SavedWeights:
         return replace(self, changed=changed)
 
     def _array(self, at: str) -> Any:
-        return self.changed.get(at, self.stored[at].array)
+        return self.changed[at] if at in self.changed else self.file.stored[at].array
 
     def _gathered(self, entry: PlanEntry, keys: tuple[str, ...]) -> Any:
         return entry.gather([self._array(at) for at in keys])
 
     def _now(self, entry: PlanEntry, keys: tuple[str, ...]) -> Constraint:
-        return entry.constraint if self.step is None else entry.constraint.at(self.step, self.stored[keys[0]].dtype)
+        return (
+            entry.constraint if self.step is None else entry.constraint.at(self.step, self.file.stored[keys[0]].dtype)
+        )
 
     def _widened(self, keys: tuple[str, ...]) -> bool:
-        return self.stored[keys[0]].widened
+        return self.file.stored[keys[0]].widened
 
 
 def _without(key: str, name: str) -> str:
@@ -178,20 +190,28 @@ def _matched(
 # -- bfloat16 in NumPy: what is stored has fewer digits than what it is computed with -------------------------------
 
 
-def _groups(constraint: Constraint, x: np.ndarray) -> Iterator[tuple[Constraint, np.ndarray, np.ndarray]]:
-    """The parts of a constraint, of `x`, and whether each group is in its set, as exactly as bfloat16 can tell."""
-    for part, piece in parts_of(constraint, x):
-        axes = part.group_axes(piece.ndim)
-        norms = np.sqrt(np.sum(np.square(piece, dtype=np.float64), axis=axes))
-        allowed = 1.5 * tolerance(BFLOAT16, group_size(piece.shape, axes), norms)
-        yield part, piece, np.expand_dims(np.asarray(part.violation(piece)) <= allowed, axes)
+def _inside(part: Constraint, x: np.ndarray) -> Any:
+    """Which groups are in a set, as far as bfloat16 can tell; what must hold exactly, such as signs, does.
+
+    So is a group that comes back from the projection, as where a bound is no number of bfloat16.
+    """
+    xp, axes = native(x)[1], part.group_axes(x.ndim)
+    size = group_size(x.shape, axes)
+    slack = 1.5 * tolerance(BFLOAT16, size, 1.0) / tolerance(x.dtype, size, 1.0)
+    if isinstance(part, Intersection):
+        each = [np.all(_inside(one, x), axis=axes, keepdims=True) for one in part.sets]
+        away = np.expand_dims(part.violation(x), axes)
+        return are_close(x, away, axes, xp, slack, np.logical_and.reduce(each))
+    move = part.move(x, xp)
+    same = widened(rounded(np.asarray(move.apply(x, xp)))) == x
+    return move.keep(x, xp, slack) | np.all(same, axis=axes, keepdims=True)
 
 
 def _narrow(constraint: Constraint, x: np.ndarray) -> np.ndarray:
     """The projection in bfloat16, in which groups that are in the set stay as they are."""
     y = np.array(x)
-    for part, piece, inside in _groups(constraint, y):
-        if math.prod(piece.shape):
+    for part, piece in parts_of(constraint, y):
+        if piece.size:
             new = widened(rounded(np.asarray(part.project(piece))))
-            piece[...] = np.where(inside, piece, new)
+            piece[...] = np.where(_inside(part, piece), piece, new)
     return y
