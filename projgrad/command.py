@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -29,18 +30,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         for name in given.modules:
             importlib.import_module(name)
-        return _check(given) if given.command == "check" else _project(given)
-    except BrokenPipeError:
-        raise
-    except (ArithmeticError, ImportError, MemoryError, OSError, RuntimeError, TypeError, ValueError) as error:
-        print(f"projgrad: error: {on_one_line(str(error)) or type(error).__name__}", file=sys.stderr)
-        return _FAILED
+        code = _check(given) if given.command == "check" else _project(given)
+        print(end="", flush=True)  # here, where it may fail
+        return code
+    except BrokenPipeError:  # nobody reads, as after `| head`: nor what Python writes when it ends
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except (Exception, SystemExit) as error:  # of a module, too: whatever it is, it does not say that one is violated
+        expected = isinstance(error, ImportError | OSError | TypeError | ValueError) and str(error)
+        reason = str(error) if expected else f"{type(error).__name__}: {error}"
+        print(f"projgrad: error: {on_one_line(reason)}", file=sys.stderr)
+    return _FAILED
 
 
 def _check(given: argparse.Namespace) -> int:
-    weights = _opened(given)
-    print(weights.report())
-    return _told(weights.outside(given.tol))
+    return _shown(_read(given), given.tol)
 
 
 def _project(given: argparse.Namespace) -> int:
@@ -49,22 +52,27 @@ def _project(given: argparse.Namespace) -> int:
     out = given.weights if given.in_place else given.out
     if out.suffix.lower() != given.weights.suffix.lower():
         raise ValueError(f"{out} must end in {given.weights.suffix}, as formats are not converted")
-    weights = _opened(given)
+    weights = _read(given)
     with replacing(out, overwrite=given.in_place or given.overwrite, like=given.weights) as file:
         projected = weights.projected()
         weights.file.write(file, projected.changed)
-    print(projected.report())
-    return _told(projected.outside(None))
+    return _shown(projected)
 
 
-def _told(outside: Sequence[str]) -> int:
-    """Name what is outside of its set."""
+def _shown(weights: SavedWeights, tol: float | None = None) -> int:
+    """Print the table, what is missing in it, and what is outside of its set."""
+    outside = weights.outside(tol)
+    print(weights.report())
+    for line in weights.unreadable():
+        print(f"unreadable: {line}")
     for line in outside:
         print(f"outside: {line}")
     return _OUTSIDE if outside else _INSIDE
 
 
-def _opened(given: argparse.Namespace) -> SavedWeights:
+def _read(given: argparse.Namespace) -> SavedWeights:
+    if given.plan is not None and given.framework is not None:
+        raise ValueError("--framework is for rules: the names in a plan are those of its framework")
     file = open_weights(given.weights)
     plan = load_plan(given.plan) if given.plan is not None else None
     rules = None if plan is not None else load_rules(given.rules, given.framework or file.framework)
