@@ -21,7 +21,7 @@ from projgrad.precision import tolerance
 from projgrad.record import rows_of
 from projgrad.report import Report, make_report, parts_of
 from projgrad.rules import Parameter, Rules, Use, resolve
-from projgrad.storage import near
+from projgrad.storage import clipped, near, on_one_line
 
 __all__ = ["SavedWeights"]
 
@@ -37,7 +37,7 @@ class SavedWeights:
 
     Args:
         file: the file.
-        names: those names, without the key that they are under, to the names in the file.
+        names: of its arrays, without the key that they are under, to their names in the file.
         held: the entries of the plan, each with names in the file.
         step: the number of steps made.
         changed: what is not as in the file any more.
@@ -92,7 +92,8 @@ class SavedWeights:
     def unreadable(self) -> list[str]:
         """The arrays that cannot be read as numbers, with shape and dtype."""
         stored = {name: self.file.stored[at] for name, at in self.names.items()}
-        return [f"{name}, {one.shape} of {one.dtype}" for name, one in stored.items() if one.held is None]
+        unread = {name: one for name, one in stored.items() if one.held is None}
+        return [f"{name}, {one.shape} of {on_one_line(clipped(one.dtype))}" for name, one in unread.items()]
 
     def outside(self, tol: float | None) -> list[str]:
         """What is not in its set, with its distance; the `tol` is that of `Constraint.contains`."""
@@ -130,9 +131,8 @@ class SavedWeights:
         return entry.gather([self._array(at) for at in keys])
 
     def _now(self, entry: PlanEntry, keys: tuple[str, ...]) -> Constraint:
-        return (
-            entry.constraint if self.step is None else entry.constraint.at(self.step, self.file.stored[keys[0]].dtype)
-        )
+        dtype = self.file.stored[keys[0]].dtype
+        return entry.constraint if self.step is None else entry.constraint.at(self.step, dtype)
 
     def _widened(self, keys: tuple[str, ...]) -> bool:
         return self.file.stored[keys[0]].widened

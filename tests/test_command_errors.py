@@ -109,12 +109,15 @@ def test_two_arrays_of_one_name(tmp_path, capsys):
 def test_what_cannot_be_read_as_numbers_is_named(tmp_path, capsys, rules):
     path, out = tmp_path / "w.safetensors", tmp_path / "out.safetensors"
     bits = np.zeros((4, 3), "u1")
-    path.write_bytes(header(**{"a.weight": ("F32", W), "b": ("F8_E4M3", bits), "c": ("bfloat16", bits)}))
+    path.write_bytes(
+        header(**{"a.weight": ("F32", W), "b": ("F8_E4M3", bits), "c": ("bfloat16", bits), "d": ("\x1b[2J", bits)})
+    )
     for words in (("check", path), ("project", path, out)):
         shown = run(capsys, *words, "--rules", rules)[1].splitlines()
         assert [line for line in shown if line.startswith("unreadable")] == [
             "unreadable: b, (4, 3) of F8_E4M3",
             "unreadable: c, (4, 3) of bfloat16",
+            r"unreadable: d, (4, 3) of \x1b[2J",
         ]
     assert open_weights(out).stored["b"].held is None
     for name, says in (("b", "not F8_E4M3"), ("c", "safetensors has no dtype bfloat16")):
