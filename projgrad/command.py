@@ -102,7 +102,7 @@ def _parser() -> argparse.ArgumentParser:
             metavar="MODULE",
             help="import a module of yours first, which registers sets; its code runs",
         )
-    check.add_argument("--tol", type=float, help="the distance that is allowed; by default what rounding makes")
+    check.add_argument("--tol", type=_distance, help="the distance that is allowed; by default what rounding makes")
     project.add_argument("--in-place", action="store_true", help="replace the file of weights")
     project.add_argument("--overwrite", action="store_true", help="replace OUT if it exists")
     return parser
@@ -112,6 +112,16 @@ def _step(text: str) -> int:
     if not text.isdecimal():
         raise argparse.ArgumentTypeError(f"{text!r} is not a number of steps")
     return int(text)
+
+
+def _distance(text: str) -> float:
+    try:
+        distance = float(text)
+    except ValueError:
+        distance = -1.0
+    if not distance >= 0:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a distance")
+    return distance
 
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any, cast
 from projgrad.axes import INCOMING
 from projgrad.constraint import Constraint
 from projgrad.joint import Layout, all_axes
-from projgrad.registry import encode, from_dict, registered_classes
+from projgrad.registry import encode, from_dict, is_function, registered_classes
 from projgrad.storage import LIMIT, are_sizes, clipped, near, on_one_line, parse_json, read_text, replacing, short
 from projgrad.tag import Joint, Tag
 
@@ -119,7 +119,10 @@ def _parsed(text: str, suffix: str) -> Any:
 
 def _rules(given: Any, framework: str | None) -> dict[str, Any]:
     found: dict[str, Any] = {}
-    for i, rule in enumerate(_list(_table(given, "a file of rules", ("rules",)).get("rules"), "rules")):
+    rules = _list(_table(given, "a file of rules", ("rules",)).get("rules", []), "rules")
+    if not rules:
+        raise ValueError("there is no rule, such as [[rules]] begins in TOML, in it")
+    for i, rule in enumerate(rules):
         where = f"rule {i + 1}"
         rule = _table(rule, where, ("names", "constraint", "joint", *_OPTIONS))
         for needed in ("names", "constraint"):
@@ -136,10 +139,16 @@ def _rules(given: Any, framework: str | None) -> dict[str, Any]:
             tag = _tag(rule, framework)
         except (TypeError, ValueError) as error:
             raise ValueError(f"{where} ({_shown(names)}): {error}") from None
+        if isinstance(tag, Joint) and len(names) > 1:
+            raise ValueError(
+                f"{where} ({_shown(names)}): with joint, names= is one pattern, which selects all parameters"
+            )
         for name in names:
             if name in found:
                 raise ValueError(f"{where}: another rule is for {short(name)} too")
             found[name] = tag
+    if not found:
+        raise ValueError(f"none of its rules has names for {framework}")
     return found
 
 
@@ -170,7 +179,7 @@ def _for(value: Any, framework: str | None, what: str) -> Any:
     unknown = [key for key in value if key not in FRAMEWORKS]
     if unknown:
         name = short(unknown[0])
-        hint = "a set needs a type" if what == "constraint" else f"nearest to {name}: {near(unknown[0], FRAMEWORKS)}"
+        hint = f"nearest to {name}: {near(unknown[0], FRAMEWORKS)}; a set needs a type, and a Schedule"
         raise ValueError(f"{what}: {name} is not one of the frameworks {', '.join(FRAMEWORKS)} ({hint})")
     if framework is None:
         which = " or ".join(value)
@@ -187,6 +196,8 @@ def _plain(value: Any, framework: str | None, what: str) -> Any:
         return {key: part if key == "type" else _plain(part, framework, key) for key, part in value.items()}
     if isinstance(value, list):
         return [_plain(part, framework, what) for part in value]
+    if value in ("None", "null"):
+        raise ValueError(f'{what}={value!r}: write "{NONE}"')
     return None if value == NONE else value
 
 
@@ -217,7 +228,10 @@ def _check_names(value: Any) -> None:
     known, kind = registered_classes(), value.get("type")
     if not isinstance(kind, str) or kind not in known:
         sets = [name for name, one in known.items() if issubclass(one, Constraint)]
-        raise ValueError(f"no set is registered as {short(kind)}; the nearest: {near(str(kind), sets)}")
+        hint = f"; the nearest: {near(str(kind), sets)}"
+        if isinstance(kind, str) and is_function(kind):
+            hint = f', but a function: write {{type = "Function", function = "{kind}"}}'
+        raise ValueError(f"no set is registered as {short(kind)}{hint}")
     arguments = [field.name for field in fields(known[kind])]
     for name, part in value.items():
         if name != "type" and name not in arguments:

@@ -12,7 +12,16 @@ from projgrad.frozen import FrozenArray
 if TYPE_CHECKING:
     from projgrad.constraint import Constraint
 
-__all__ = ["encode", "from_dict", "function_named", "on_register", "register", "registered_classes", "to_dict"]
+__all__ = [
+    "encode",
+    "from_dict",
+    "function_named",
+    "is_function",
+    "on_register",
+    "register",
+    "registered_classes",
+    "to_dict",
+]
 
 _T = TypeVar("_T", bound=Callable[..., Any])
 _registered: dict[str, Callable[..., Any]] = {}
@@ -74,6 +83,11 @@ def _name_of(thing: Any) -> str:
         if known is thing:
             return name
     raise ValueError(f"{thing!r} has no name to save it by: decorate it with @projgrad.register(...)")
+
+
+def is_function(name: str) -> bool:
+    """Whether a function, and no class, is registered under a name."""
+    return name in _registered and not isinstance(_registered[name], type)
 
 
 def function_named(name: str) -> Callable[..., Any]:

@@ -153,7 +153,8 @@ def _bind(tag: Tag | None, use: Use, parameter: Parameter) -> Tag | None:
         return replace(tag, constraint=tag.constraint.bind(parameter.shape, use.incoming))
     except (TypeError, ValueError) as error:
         kind = TypeError if isinstance(error, TypeError) else ValueError
-        raise kind(f"{use.name}, of shape {parameter.shape}, cannot have {tag}: {error}") from None
+        hint = "; a later rule that is None leaves it free" if isinstance(error, TypeError) else ""
+        raise kind(f"{use.name}, of shape {parameter.shape}, cannot have {tag}: {error}{hint}") from None
 
 
 def _in_metric(tag: Tag, default: str | None) -> Tag:

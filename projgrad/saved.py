@@ -78,6 +78,8 @@ class SavedWeights:
             known = ((at, file.stored[at]) for at in names.values())
             made = resolve(rules, [_parameter(key, at, stored) for at, stored in known if stored.parameter])
             held = tuple((entry, entry.handles) for entry in made)
+        if not held:
+            raise ValueError(f"nothing holds for {file.path}: all that is selected is free")
         for entry, _ in held:
             if entry.constraint.scheduled and step is None:
                 raise ValueError(f"{entry.name}: {entry.constraint} changes with the step: say which by --step")

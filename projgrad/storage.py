@@ -156,4 +156,4 @@ def replacing(path: Path, *, overwrite: bool, like: Path | None = None) -> Itera
 
 
 def _exists(path: Path) -> FileExistsError:
-    return FileExistsError(f"{path} exists, and is not replaced unless that is asked for")
+    return FileExistsError(f"{path} exists, and is not replaced unless that is asked for (--overwrite, or --in-place)")

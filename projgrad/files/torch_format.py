@@ -6,6 +6,7 @@ import warnings
 import zipfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any, BinaryIO
 
 from projgrad.files.archive import open_archive
@@ -37,7 +38,10 @@ class TorchFile(WeightsFile):
             open_archive(path).close()
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
-                self._whole = torch.load(path, map_location="cpu", weights_only=True)
+                try:
+                    self._whole = torch.load(path, map_location="cpu", weights_only=True)
+                except UnpicklingError:  # whose words are advice to load it with its code
+                    raise ValueError("damaged, or more than tensors in dicts and lists: save a state_dict()") from None
             self.stored = _named(torch, self._whole, size_of(path))
 
     def copy(self, out: BinaryIO, changed: Mapping[str, Any]) -> None:
