@@ -1,68 +1,46 @@
 """The sets, one file per family."""
 
-from projgrad.sets.balls import L2Ball, LInfBall
-from projgrad.sets.box import Box, NonNeg, NonPos
-from projgrad.sets.cones import SecondOrderCone
-from projgrad.sets.convex_sequences import Concave, Convex
-from projgrad.sets.entries import Mask, Quantized
-from projgrad.sets.groups import GroupL1Ball, L1InfBall
-from projgrad.sets.monotone import Monotone
-from projgrad.sets.morphology import Extensive, StructuringElement
-from projgrad.sets.norms import MaxNorm, MinMaxNorm, UnitNorm
-from projgrad.sets.orthogonal import Orthogonal
-from projgrad.sets.polyhedra import Affine, Polyhedron
-from projgrad.sets.simplex import CappedSimplex, L1Ball, L1Sphere, Simplex
-from projgrad.sets.sparse import Cardinality, L0Groups, SparseSimplex
-from projgrad.sets.spectral import NuclearNorm, Rank, SpectralNorm
-from projgrad.sets.sums import Halfspace, Hyperplane, SumTo, ZeroMean
-from projgrad.sets.symmetric import Correlation, PositiveSemidefinite, SkewSymmetric, Spectraplex, Symmetric
-from projgrad.sets.transport import DoublyStochastic, Transport
-from projgrad.sets.unimodal import Unimodal
-from projgrad.sets.variation import TotalVariationBall
-
-__all__ = [
-    "Affine",
-    "Box",
-    "CappedSimplex",
-    "Cardinality",
-    "Concave",
-    "Convex",
-    "Correlation",
-    "DoublyStochastic",
-    "Extensive",
-    "GroupL1Ball",
-    "Halfspace",
-    "Hyperplane",
-    "L0Groups",
-    "L1Ball",
-    "L1InfBall",
-    "L1Sphere",
-    "L2Ball",
-    "LInfBall",
-    "Mask",
-    "MaxNorm",
-    "MinMaxNorm",
-    "Monotone",
-    "NonNeg",
-    "NonPos",
-    "NuclearNorm",
-    "Orthogonal",
-    "Polyhedron",
-    "PositiveSemidefinite",
-    "Quantized",
-    "Rank",
-    "SecondOrderCone",
-    "Simplex",
-    "SkewSymmetric",
-    "SparseSimplex",
-    "SpectralNorm",
-    "Spectraplex",
-    "StructuringElement",
-    "SumTo",
-    "Symmetric",
-    "TotalVariationBall",
-    "Transport",
-    "Unimodal",
-    "UnitNorm",
-    "ZeroMean",
-]
+from projgrad.sets.balls import L2Ball as L2Ball
+from projgrad.sets.balls import LInfBall as LInfBall
+from projgrad.sets.box import Box as Box
+from projgrad.sets.box import NonNeg as NonNeg
+from projgrad.sets.box import NonPos as NonPos
+from projgrad.sets.cones import SecondOrderCone as SecondOrderCone
+from projgrad.sets.convex_sequences import Concave as Concave
+from projgrad.sets.convex_sequences import Convex as Convex
+from projgrad.sets.entries import Mask as Mask
+from projgrad.sets.entries import Quantized as Quantized
+from projgrad.sets.groups import GroupL1Ball as GroupL1Ball
+from projgrad.sets.groups import L1InfBall as L1InfBall
+from projgrad.sets.monotone import Monotone as Monotone
+from projgrad.sets.morphology import Extensive as Extensive
+from projgrad.sets.morphology import StructuringElement as StructuringElement
+from projgrad.sets.norms import MaxNorm as MaxNorm
+from projgrad.sets.norms import MinMaxNorm as MinMaxNorm
+from projgrad.sets.norms import UnitNorm as UnitNorm
+from projgrad.sets.orthogonal import Orthogonal as Orthogonal
+from projgrad.sets.polyhedra import Affine as Affine
+from projgrad.sets.polyhedra import Polyhedron as Polyhedron
+from projgrad.sets.simplex import CappedSimplex as CappedSimplex
+from projgrad.sets.simplex import L1Ball as L1Ball
+from projgrad.sets.simplex import L1Sphere as L1Sphere
+from projgrad.sets.simplex import Simplex as Simplex
+from projgrad.sets.sparse import Cardinality as Cardinality
+from projgrad.sets.sparse import L0Groups as L0Groups
+from projgrad.sets.sparse import SparseSimplex as SparseSimplex
+from projgrad.sets.spectral import NuclearNorm as NuclearNorm
+from projgrad.sets.spectral import Rank as Rank
+from projgrad.sets.spectral import SpectralNorm as SpectralNorm
+from projgrad.sets.sums import Halfspace as Halfspace
+from projgrad.sets.sums import Hyperplane as Hyperplane
+from projgrad.sets.sums import SumTo as SumTo
+from projgrad.sets.sums import ZeroMean as ZeroMean
+from projgrad.sets.symmetric import Correlation as Correlation
+from projgrad.sets.symmetric import PositiveSemidefinite as PositiveSemidefinite
+from projgrad.sets.symmetric import SkewSymmetric as SkewSymmetric
+from projgrad.sets.symmetric import Spectraplex as Spectraplex
+from projgrad.sets.symmetric import Symmetric as Symmetric
+from projgrad.sets.transport import DoublyStochastic as DoublyStochastic
+from projgrad.sets.transport import Transport as Transport
+from projgrad.sets.unimodal import Unimodal as Unimodal
+from projgrad.sets.variation import TotalVariationBall as TotalVariationBall
