@@ -79,12 +79,12 @@ class Scale(Move):
         norm = xp.sqrt(squares)
         kept = replace(self, m=norm, u=xp.ones_like(norm)).keep(x, xp) & xp.is_ordinary(squares)
 
-        def outside(x: Array) -> Array:
-            squares = xp.sum_of_squares(x, self.axes)  # again, as a derivative goes by `x` only
+        def outside(x: Array, *known: Array) -> Array:
+            (squares,) = known or (xp.sum_of_squares(x, self.axes),)
             made = lambda m, u: replace(self, m=m, u=u).inverse_factors(x, xp)  # noqa: E731
             return _scaled(x, xp.of_norm(x, self.axes, squares, made), xp)
 
-        return xp.unless(kept, outside, x)
+        return xp.unless(kept, outside, x, known=(squares,))
 
     def measured(self, x: Array, xp: Namespace) -> Scale:
         """The move with the norms of the groups of `x`, if it has none yet."""
@@ -272,13 +272,13 @@ class Either(Move):
 
     Args:
         ok: as in `Namespace.either`.
-        given: what is known of the groups.
-        quick: makes a move of `x`, and of what is given if it is; a derivative in compiled code goes by `x` only.
+        known: of the groups, which follows `x` or not, as in `Namespace.unless`.
+        quick: makes a move of `x` and what is known.
         slow: makes a move of `x`.
     """
 
     ok: Array
-    given: tuple[Array, ...]
+    known: tuple[Array, ...]
     quick: Callable[..., Move]
     slow: Callable[[Array], Move]
 
@@ -287,7 +287,7 @@ class Either(Move):
             return self._either(x, lambda move: move.apply(x, xp), xp)
         # one after the other, as each may write over what it is given
         odd = ~xp.all(self.ok)
-        y = xp.unless(odd, lambda x: self.quick(x).apply(x, xp), x)
+        y = xp.unless(odd, lambda x, *known: self.quick(x, *known).apply(x, xp), x, known=self.known)
         return xp.unless(~odd, lambda x: self.slow(x).apply(x, xp), y)
 
     def distance(self, x: Array, xp: Namespace) -> Array:
@@ -300,7 +300,7 @@ class Either(Move):
         return self._either(x, lambda move: move.point(x, xp), xp)
 
     def _either(self, x: Array, what: Callable[[Move], Array], xp: Namespace) -> Array:
-        return xp.either(self.ok, lambda: what(self.quick(x, *self.given)), lambda: what(self.slow(x)))
+        return xp.either(self.ok, lambda: what(self.quick(x, *self.known)), lambda: what(self.slow(x)))
 
 
 @dataclass(frozen=True)

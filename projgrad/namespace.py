@@ -136,14 +136,16 @@ class Namespace:
         """Whether `unless`, asked about `x` held constant, leaves out what is not needed."""
         return self.can_look(x)
 
-    def unless(self, done: Array, function: Callable[..., Array], x: Array, *others: Array) -> Array:
+    def unless(
+        self, done: Array, function: Callable[..., Array], x: Array, *others: Array, known: tuple[Array, ...] = ()
+    ) -> Array:
         """``function(x, *others)``, which is `x` if all of `done` is True: then it is left out, where that is quicker.
 
-        The derivative is that of the function with respect to `x`; with respect to the others it is not told.
+        Its derivative is by `x` only. Last, it is given what is `known` of `x`, or nothing, for a derivative.
         """
         if self.can_look(x) and not self.may_differentiate(x) and bool(self.all(done)):
             return x
-        return function(x, *others)
+        return function(x, *others, *known)
 
     def either(self, ok: Array, quick: Callable[[], Any], slow: Callable[[], Any]) -> Any:
         """``slow()``, or, where all of `ok` is True and that can be told without waiting for a device, ``quick()``.

@@ -137,9 +137,9 @@ class _Linear(VectorSet):
         ok = (squares > 2.0**-60) & (squares < 2.0**100) & (along + abs(offset) < 2.0**50)
         ok = ok & (xp.times(along, along) < 0.94 * squares)
 
-        def quick(x: Array, *given: Array) -> Move:
+        def quick(x: Array, *known: Array) -> Move:
             v = arrange(xp.upcast(x), parts, xp)
-            part, squares = given or sums(v)
+            part, squares = known or sums(v)
             size, first = xp.sqrt(squares), part - offset
             if self.below:
                 first = xp.where(xp.stop_gradient(first) > 0, first, 0.0)

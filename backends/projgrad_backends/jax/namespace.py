@@ -87,21 +87,24 @@ class JaxNamespace(Namespace):
     def top(self, x: jax.Array, count: int) -> jax.Array:
         return jax.lax.top_k(x, count)[0]  # of which all are to be used, or XLA would sort
 
-    def unless(self, done: Any, function: Callable[..., Any], x: jax.Array, *others: Any) -> jax.Array:
+    def unless(
+        self, done: Any, function: Callable[..., Any], x: jax.Array, *others: Any, known: tuple[Any, ...] = ()
+    ) -> jax.Array:
         if self.can_look(x):
-            return super().unless(done, function, x, *others)
+            return super().unless(done, function, x, *others, known=known)
 
         @jax.custom_jvp
-        def skipping(done: jax.Array, x: jax.Array, *others: Any) -> jax.Array:
+        def skipping(done: jax.Array, x: jax.Array, *given: Any) -> jax.Array:
             # a loop of at most one round writes in place, where a branch that returns `x` would copy it
             state = (~jnp.all(done), x)
-            return jax.lax.while_loop(lambda c: c[0], lambda c: (c[0] & False, function(c[1], *others)), state)[1]
+            return jax.lax.while_loop(lambda c: c[0], lambda c: (c[0] & False, function(c[1], *given)), state)[1]
 
         @skipping.defjvp
         def jvp(primals: Any, tangents: Any) -> Any:
-            return jax.jvp(lambda x: function(x, *primals[2:]), primals[1:2], tangents[1:2])
+            constant = primals[2 : 2 + len(others)]
+            return jax.jvp(lambda x: function(x, *constant), primals[1:2], tangents[1:2])
 
-        return skipping(done, x, *others)
+        return skipping(done, x, *others, *known)
 
     def either(self, ok: Any, quick: Callable[[], Any], slow: Callable[[], Any]) -> Any:
         if self.branches(ok):

@@ -168,9 +168,11 @@ class TensorFlowNamespace(Namespace):
     def least_of_largest(self, x: tf.Tensor, count: int) -> tf.Tensor:
         return self.top(x, count)[..., -1:]
 
-    def unless(self, done: Any, function: Callable[..., Any], x: tf.Tensor, *others: Any) -> tf.Tensor:
+    def unless(
+        self, done: Any, function: Callable[..., Any], x: tf.Tensor, *others: Any, known: tuple[Any, ...] = ()
+    ) -> tf.Tensor:
         def skipping(x: tf.Tensor) -> Any:
-            y = tf.cond(tf.reduce_all(done), lambda: x, lambda: function(x, *others))
+            y = tf.cond(tf.reduce_all(done), lambda: x, lambda: function(x, *others, *known))
             return y, lambda upstream: _gradient(lambda x: function(x, *others), x, upstream)
 
         return tf.custom_gradient(skipping)(x)
