@@ -79,7 +79,8 @@ class SavedWeights:
             made = resolve(rules, [_parameter(key, at, stored) for at, stored in known if stored.parameter])
             held = tuple((entry, entry.handles) for entry in made)
         if not held:
-            raise ValueError(f"nothing holds for {file.path}: all that is selected is free")
+            why = "all that is selected is free" if plan is None else "the plan is empty"
+            raise ValueError(f"nothing holds for {file.path}: {why}")
         for entry, _ in held:
             if entry.constraint.scheduled and step is None:
                 raise ValueError(f"{entry.name}: {entry.constraint} changes with the step: say which by --step")

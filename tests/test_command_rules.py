@@ -70,3 +70,10 @@ def test_what_is_no_distance(checked, tol):
     with pytest.raises(SystemExit) as error:
         checked('[[rules]]\nnames = "fc/*"\nconstraint = {type = "NonNeg"}', "--tol", tol)
     assert error.value.code == 2
+
+
+def test_an_empty_plan_is_an_error(tmp_path, capsys):
+    np.savez(tmp_path / "m.npz", w=np.ones(2))
+    pg.Plan(()).save(tmp_path / "plan.json")
+    assert main(["check", str(tmp_path / "m.npz"), "--plan", str(tmp_path / "plan.json")]) == 2
+    assert "the plan is empty" in capsys.readouterr().err
