@@ -292,13 +292,14 @@ class Constraint(ABC):
         return intersection(self, other) if isinstance(other, Constraint) else NotImplemented
 
     def __repr__(self) -> str:
-        values = {f.name: getattr(self, f.name) for f in fields(self)}  # type: ignore[arg-type]
-        defaults = {f.name: f.default for f in fields(self)}  # type: ignore[arg-type]
-        shown = (
-            f"{name}=" + (f"float('{v}')" if isinstance(v, float) and math.isinf(v) else repr(v))
-            for name, v in values.items()
-            if hasattr(v, "dtype") or v != defaults[name]
-        )
+        shown = []
+        for field in fields(self):  # type: ignore[arg-type]
+            name, value = field.name, getattr(self, field.name)
+            infinite = isinstance(value, float) and math.isinf(value)
+            # a default that bounds something is shown as well: who reads a plan wants to know the bound
+            bounds = isinstance(value, float) and value != 0 and not infinite and name != "rate"
+            if hasattr(value, "dtype") or bounds or value != field.default:
+                shown.append(f"{name}=" + (f"float('{value}')" if infinite else repr(value)))
         return f"{type(self).__name__}({', '.join(shown)})"
 
     def to_dict(self) -> dict[str, Any]:
