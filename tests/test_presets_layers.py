@@ -109,6 +109,7 @@ def test_an_eegnet_that_does_not_tell_says_what_it_has_and_asks_for_all_at_once(
 
 
 def test_an_eegnet_of_flax_linen_needs_one_more_try() -> None:
+    pytest.importorskip("flax")
     dense = {"one": ("dense", 8, 3), "two": ("dense", 8, 3)}
     model = Linen().model(first=("conv", 1, 4, 1), over=("conv", 4, 8, 4), **dense)
     needed = r"say by spatial=.*say by classifier=.*incoming=\{'params/over/kernel': \(0, 1, 2\)\}"
