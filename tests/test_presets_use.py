@@ -368,6 +368,17 @@ def test_what_is_frozen_is_not_changed_unasked() -> None:
     assert list(presets.wgan(model, but={"0.*": None})) == ["1.weight", "1.bias", "0.*"]
 
 
+def test_what_is_frozen_in_keras_is_not_changed_unasked() -> None:
+    keras = pytest.importorskip("keras")
+    layer = keras.layers.Dense(3, name="head")
+    layer.build((None, 2))
+    layer.trainable = False
+    with pytest.raises(ValueError, match="kernel.*frozen"):
+        presets.maxnorm_dropout(layer)
+    layer.trainable = True
+    assert list(presets.maxnorm_dropout(layer)) == ["kernel"]
+
+
 @pytest.mark.parametrize("wrong", ["0.weight", ["0.weight"], 0])
 def test_exceptions_and_axes_come_as_dicts(wrong: Any) -> None:
     for argument in ("but", "incoming"):
