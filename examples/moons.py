@@ -68,19 +68,13 @@ def rules_for(constraint: Any, framework: str, output: bool, bias: bool) -> dict
     return rules
 
 
-def interval(values: np.ndarray) -> str:
-    """Smallest and largest."""
-    low, high = f"{values.min():.3f}", f"{values.max():.3f}"
-    return low if low == high else f"{low} to {high}"
-
-
 def table(results: Results, layers: Sequence[str]) -> str:
     """The results as a Markdown table."""
     norms = [f"{layer} norm{'s' * (layer == 'hidden')}" for layer in layers]
     rows = [["constraint", "train accuracy", "test accuracy", *norms, "violation"]]
     for label, runs in results.items():
         last = np.array([run.accuracy[-1] for run in runs])
-        ranges = [interval(np.concatenate([run.norms[layer] for run in runs])) for layer in layers]
+        ranges = [common.interval(np.concatenate([run.norms[layer] for run in runs])) for layer in layers]
         violation = "" if label == "none" else f"{max(run.violation for run in runs):.0e}"
         rows.append([label, common.spread(last[:, 0]), common.spread(last[:, 1]), *ranges, violation])
     return common.table(rows)

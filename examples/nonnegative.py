@@ -320,9 +320,7 @@ def draw(results: dict[Case, list[Run]], gradients: int, path: Path) -> None:
         best = np.argsort(-run.importance * np.linalg.norm(run.hidden, axis=1))[:16]
         tiles = run.hidden[best].reshape(-1, 8, 8)
         tiles = tiles / np.abs(tiles).max((1, 2), keepdims=True)
-        framed = np.pad(tiles, ((0, 0), (0, 1), (0, 1)), constant_values=np.nan)
-        framed = framed.reshape(2, -1, 9, 9).swapaxes(1, 2).reshape(18, -1)
-        ax.imshow(framed, cmap="RdBu", vmin=-1, vmax=1, interpolation="nearest")
+        ax.imshow(common.mosaic(tiles, 8), cmap="RdBu", vmin=-1, vmax=1, interpolation="nearest")
         ax.set_title(f"{case.label}: test accuracy {common.spread([r.accuracy for r in results[case]])}", fontsize=10)
         ax.axis("off")
     figure.savefig(path, dpi=100)

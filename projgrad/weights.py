@@ -255,8 +255,8 @@ class Weights:
         for weight, choice in chosen:
             tag = as_tag(choice)
             self.check(weight)
-            if getattr(weight.parameter.handle, "requires_grad", True) is False:
-                raise self.error(weight, "it is frozen (requires_grad=False), and projecting it would change it")
+            if _is_frozen(weight.parameter.handle):
+                raise self.error(weight, "it is frozen, and projecting it would change it")
             try:
                 tag.constraint.check_dtype(weight.parameter.dtype)
                 tag = replace(tag, constraint=tag.constraint.bind(weight.shape, weight.incoming))
@@ -297,6 +297,11 @@ def listed(weights: Iterable[Weight]) -> str:
 def _as_known(error: Exception) -> type[TypeError | ValueError]:
     """The class of an error as it is documented."""
     return TypeError if isinstance(error, TypeError) else ValueError
+
+
+def _is_frozen(handle: Any) -> bool:
+    """Whether this is a parameter of torch or a variable of Keras that no optimizer is to train."""
+    return False in (getattr(handle, "requires_grad", True), getattr(handle, "trainable", True))
 
 
 def _is_floating(dtype: Any) -> bool:

@@ -8,6 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tests.printed import table
+
 for _needed in ("matplotlib", "mlxtend", "tqdm"):
     pytest.importorskip(_needed)
 
@@ -31,9 +33,7 @@ def test_table_and_picture(example, framework, capsys, tmp_path):
     picture = tmp_path / "atoms.png"
     example.main(["--quick", "--framework", framework, "--out", str(picture)])
     assert picture.read_bytes().startswith(b"\x89PNG")
-    printed = capsys.readouterr().out.splitlines()
-    header, _, *body = [[cell.strip() for cell in line.strip("|").split("|")] for line in printed if line[:1] == "|"]
-    found = {row[0]: dict(zip(header, row, strict=True)) for row in body}
+    found = {row["atoms"]: row for row in table(capsys.readouterr().out)}
     assert list(found) == list(example.CASES)
     for name, row in found.items():
         assert (row["norms"] == "1.000") == (not name.startswith("free"))
@@ -89,9 +89,3 @@ def test_error_at_a_sparsity_is_not_extrapolated(example):
     found = [example.Found(0.01, 20.0, **rest), example.Found(0.04, 5.0, **rest)]
     assert example.at(10, found) == "2.00 %"
     assert example.at(4, found) == example.at(21, found) == "-"
-
-
-@pytest.mark.parametrize("args", [["--steps", "0"], ["--atoms", "0"], ["--framework", "other"]])
-def test_bad_options(example, args):
-    with pytest.raises(SystemExit):
-        example.main(args)

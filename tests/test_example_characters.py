@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.printed import table
+
 for _needed in ("torch", "matplotlib", "scipy", "tqdm"):
     pytest.importorskip(_needed)
 
@@ -26,9 +28,7 @@ def test_table_sample_and_picture(example, capsys, tmp_path):
     example.main(["--quick", "--out", str(picture)])
     assert picture.read_bytes().startswith(b"\x89PNG")
     printed = capsys.readouterr().out
-    lines = [line for line in printed.splitlines() if line[:2] == "| "]
-    header, _, *body = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
-    found = {row[0]: dict(zip(header, row, strict=True)) for row in body}
+    found = {row["model"]: row for row in table(printed)}
     assert list(found) == list(example.CASES)
     for name, row in found.items():
         assert (row["norms"] == "1.000") == example.CASES[name].project
@@ -95,9 +95,3 @@ def test_the_step_that_reaches_a_loss(example):
     run.losses = [4.0, 3.0, 1.0]
     assert example.reached(run, [0, 10, 20], 2.0) == "15"
     assert example.reached(run, [0, 10, 20], 0.5) == "-"
-
-
-@pytest.mark.parametrize("args", [["--steps", "0"], ["--width", "30"], ["--only", "other"]])
-def test_bad_options(example, args):
-    with pytest.raises(SystemExit):
-        example.main(args)

@@ -9,6 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tests.printed import table
+
 for _needed in ("matplotlib", "tqdm", "mlxtend"):
     pytest.importorskip(_needed)
 
@@ -33,11 +35,6 @@ def example(monkeypatch):
     yield load
     if threads:
         sys.modules["torch"].set_num_threads(threads)
-
-
-def table(printed: str) -> list[dict[str, str]]:
-    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in printed.splitlines() if line[:1] == "|"]
-    return [dict(zip(rows[0], row, strict=True)) for row in rows[2:]]
 
 
 @pytest.mark.parametrize(
@@ -105,9 +102,3 @@ def test_biases_may_be_free(example, capsys, tmp_path):
     row = table(capsys.readouterr().out)[-1]
     assert row["recurrent"] == "0.400"
     assert float(row["biases"]) > 7  # the ones in the forget gate's
-
-
-@pytest.mark.parametrize("args", [["--epochs", "0"], ["--seeds", "0"], ["--framework", "other"]])
-def test_bad_options(example, args):
-    with pytest.raises(SystemExit):
-        example().main(args)

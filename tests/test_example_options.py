@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 for _needed in ("torch", "matplotlib", "mlxtend", "scipy", "sklearn", "tqdm"):
@@ -118,6 +119,39 @@ def test_counts_are_at_least_one(common, capsys, given):
     assert "--steps" in capsys.readouterr().err
 
 
+COUNTS = {
+    "autoencoder": ["steps", "batch", "atoms"],
+    "characters": ["steps", "batch", "context", "width", "heads", "depth"],
+    "maxnorm": ["epochs", "seeds"],
+    "moons": ["epochs", "seeds"],
+    "morphology": ["epochs", "seeds"],
+    "nonnegative": ["gradients", "seeds"],
+    "shapes": ["steps", "seeds"],
+}
+
+
+@pytest.mark.parametrize(
+    ("command", "said"),
+    [
+        *((f"{name} --{option} 0", "must be at least 1") for name, options in COUNTS.items() for option in options),
+        ("autoencoder --steps 15", "--steps must be a multiple of ten"),
+        ("characters --only other", "invalid choice"),
+        ("characters --width 30", "--width must be a multiple of twice --heads"),
+        ("moons --fit", "--fit is for --framework keras"),
+        ("moons --framework other", "invalid choice"),
+        ("morphology --framework jax", "invalid choice"),
+        ("nmf --steps 15", "--steps must be a multiple of ten"),
+        ("wgan --width 7", "--width must be a multiple of two"),
+    ],
+)
+def test_wrong_options_are_said(common, monkeypatch, capsys, tmp_path, command, said):
+    monkeypatch.chdir(tmp_path)
+    name, *options = command.split()
+    with pytest.raises(SystemExit):
+        importlib.import_module(name).main(options)
+    assert said in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("command", "package"),
     [("metric", "matplotlib"), pytest.param("maxnorm --framework jax", "flax", marks=pytest.mark.slow)],
@@ -143,3 +177,24 @@ def test_tables(common):
     assert common.table([["a", "bc"], ["def", "g"]]) == "| a   | bc |\n| --- | -- |\n| def | g  |"
     assert common.spread([1.0, 3.0]) == "2.000 ± 1.414"
     assert common.spread([2.0], 1) == "2.0"
+    assert common.interval(np.array([0.5, 0.1])) == "0.100 to 0.500"
+    assert common.interval(np.array([1.0, 0.9999])) == "1.000"
+
+
+def test_tiles_are_joined_row_after_row(common):
+    tiles = np.arange(12.0).reshape(3, 2, 2)
+    joined = common.mosaic(tiles, 2)
+    assert joined.shape == (5, 5)
+    for i, tile in enumerate(tiles):
+        row, column = divmod(i, 2)
+        np.testing.assert_array_equal(joined[3 * row : 3 * row + 2, 3 * column : 3 * column + 2], tile)
+    assert np.isnan(joined).sum() == 25 - 12
+    assert common.mosaic(tiles, 3, gap=2).shape == (2, 10)
+
+
+def test_mnist_is_in_an_order_of_its_own(common):
+    images, digits = common.mnist()
+    assert images.shape == (5000, 28, 28)
+    assert (images.min(), images.max()) == (0, 1)
+    assert (np.bincount(digits) == 500).all()
+    assert len(set(digits[:50])) == 10

@@ -41,7 +41,8 @@ def test_it_runs(example, capsys, tmp_path):
 )
 def test_guarantees(example, framework, index):
     fit, task = _fit(framework), example.TASKS[index]
-    found = example.experiment(task, task.sizes[0], 3, fit, steps=500, tick=lambda _: None)
+    steps = 500 if task.name == "stairs" else 150  # until a free network breaks what it is not held to
+    found = example.experiment(task, task.sizes[0], 3, fit, steps=steps, tick=lambda _: None)
     # per network, in multiples of what rounding may do
     broken = {
         model: [each.broken.max() / (example.ROUNDING * np.ptp(each.sample.y)) for each in fits]
@@ -69,8 +70,3 @@ def test_the_truths_have_the_shapes(example):
             truth = {"stairs": lambda x: example.stairs(x[:, 0]), "valley": lambda x: example.valley(x[:, 0])}
             predict = truth.get(task.name, example.cone)
             assert task.check(predict, example.LINE).max() < 1e-12
-
-
-def test_bad_options(example):
-    with pytest.raises(SystemExit):
-        example.main(["--seeds", "0"])

@@ -8,6 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tests.printed import table
+
 for _needed in ("matplotlib", "sklearn", "tqdm"):
     pytest.importorskip(_needed)
 
@@ -24,12 +26,7 @@ def example(monkeypatch, capsys, tmp_path):
         picture = tmp_path / f"{name}.png"
         importlib.import_module(name).main([*args, "--quick", "--out", str(picture)])
         assert picture.read_bytes().startswith(b"\x89PNG")
-        printed = capsys.readouterr().out
-        rows = [
-            [cell.strip() for cell in line.strip("|").split("|")] for line in printed.splitlines() if line[:1] == "|"
-        ]
-        header, _, *body = rows
-        return {row[0]: dict(zip(header, row, strict=True)) for row in body}
+        return {next(iter(row.values())): row for row in table(capsys.readouterr().out)}
 
     torch = pytest.importorskip("torch")
     threads = torch.get_num_threads()

@@ -140,6 +140,19 @@ def test_projecting_numpy_parameters_gives_numpy():
     np.testing.assert_array_equal(got, [0.0, 2.0])
 
 
+@pytest.mark.parametrize(("value", "unit"), [(0.0, 1.0), (1e-25, 1.0), (-1e25, -1.0)])
+def test_parameters_that_are_constants_are_projected_in_compiled_code_too(value, unit):
+    rules = {"ball": pg.MaxNorm(1.0, axis=0), "unit": pg.UnitNorm(axis=0)}
+
+    @jax.jit
+    def start():  # such as the bias of one output, which XLA knows before it runs
+        return po.project_params({name: jnp.full(1, value) for name in rules}, rules)
+
+    found = start()
+    np.testing.assert_allclose(found["ball"], np.clip([value], -1, 1), rtol=1e-6)
+    np.testing.assert_allclose(found["unit"], [unit], rtol=1e-6)
+
+
 def test_violations_are_the_largest_distance_by_name():
     p = {"a": {"kernel": jnp.array([[3.0, 0.0], [4.0, 0.5]])}, "b": jnp.array([-0.5, -2.0]), "c": jnp.ones(2)}
     found = po.violations(p, {"a/kernel": BALL, "b": pg.NonNeg()})

@@ -82,6 +82,7 @@ def test_optax_trains_what_presets_say_of_nnx() -> None:
     np.testing.assert_allclose((np.asarray(model.decoder.kernel[...]) ** 2).sum(1), 1.0, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_optax_trains_what_presets_say_of_equinox_and_linen() -> None:
     eqx, linen = pytest.importorskip("equinox"), pytest.importorskip("flax.linen")
     import jax
@@ -200,7 +201,7 @@ def test_a_monotone_network_is_monotone() -> None:
         parts[2].weight.fill_(-1.0)
     trained(model, rules, x, x[:, 2:] - x[:, :1])  # the opposite
     model.eval()
-    grad = torch.func.vmap(torch.func.grad(lambda one: model(one[None]).squeeze()))(torch.randn(200, 3))
+    grad = torch.func.vmap(torch.func.grad(lambda one: model(one[None]).squeeze()))(torch.randn(200, 3)).detach()
     assert float(grad[:, 0].min()) >= 0
     assert float(grad[:, 2].max()) <= 0
 
@@ -366,6 +367,17 @@ def test_what_is_frozen_is_not_changed_unasked() -> None:
     with pytest.raises(ValueError, match="0.weight.*frozen"):
         presets.wgan(model)
     assert list(presets.wgan(model, but={"0.*": None})) == ["1.weight", "1.bias", "0.*"]
+
+
+def test_what_is_frozen_in_keras_is_not_changed_unasked() -> None:
+    keras = pytest.importorskip("keras")
+    layer = keras.layers.Dense(3, name="head")
+    layer.build((None, 2))
+    layer.trainable = False
+    with pytest.raises(ValueError, match="kernel.*frozen"):
+        presets.maxnorm_dropout(layer)
+    layer.trainable = True
+    assert list(presets.maxnorm_dropout(layer)) == ["kernel"]
 
 
 @pytest.mark.parametrize("wrong", ["0.weight", ["0.weight"], 0])
