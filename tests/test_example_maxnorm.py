@@ -40,6 +40,17 @@ def table(printed: str) -> list[dict[str, str]]:
     return [dict(zip(rows[0], row, strict=True)) for row in rows[2:]]
 
 
+def test_radii_that_are_many_or_none(example, capsys, tmp_path):
+    maxnorm, picture = example("torch"), tmp_path / "maxnorm.png"
+    options = ["--quick", "--epochs", "1", "--networks", "MLP", "--out", str(picture)]
+    maxnorm.main([*options, "--radius", *"654321"])
+    assert len(table(capsys.readouterr().out)) == 14
+    assert picture.exists()
+    with pytest.raises(ValueError, match="at least 0"):
+        maxnorm.main([*options, "--radius", "-1"])
+    assert "epoch" not in capsys.readouterr().err  # nothing was trained
+
+
 @pytest.mark.parametrize(
     ("framework", "networks"),
     [
