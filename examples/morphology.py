@@ -12,8 +12,9 @@ matrix; draws kernels, dilated images, errors and curves. The networks are in `m
 
 Found (torch, 2 seeds): no constraint raises the accuracy: free 0.936, non-negative 0.929, non-positive 0.927, extensive
 0.923, where the tutorial's log has 0.926, 0.934, 0.929 and 0.929 (0.925, 0.927, 0.927 and 0.929 after 40 epochs); the
-best epoch is picked on the validation images, as there. What they give is a guarantee: extensive and non-negative
-kernels darken no pixel (free 5 %, non-positive 35 %).
+best epoch is picked on the validation images, as there. With `--epochs 100` all stop early, after 49 to 81, and it is
+no different: free 0.938 and 0.942, non-negative 0.939 and 0.926, of the first seed non-positive 0.931, extensive 0.926.
+What they give is a guarantee: extensive and non-negative kernels darken no pixel (free 5 %, non-positive 35 %).
 """
 
 from __future__ import annotations
