@@ -20,6 +20,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from importlib import import_module
+from itertools import chain, cycle
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -157,7 +158,8 @@ def layouts(radius: float, networks: Sequence[str]) -> str:
 def draw(results: Results, title: str, path: Path) -> None:
     """Test accuracies above, the norms of the weights below."""
     radii = list(dict.fromkeys(case.radius for cases in results.values() for case in cases))
-    colours = dict(zip(radii, ["#777777", "#0072B2", "#D55E00", "#009E73", "#CC79A7"], strict=False))
+    some = cycle(["#0072B2", "#D55E00", "#009E73", "#CC79A7"])
+    colours = dict(zip(radii, chain(["#777777"], some), strict=False))
     figure, axes = plt.subplots(2, len(results), figsize=(12, 7.5), layout="constrained", squeeze=False)
     figure.suptitle(title)
     jitter = np.random.default_rng(0)
@@ -211,6 +213,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     data = [part[: args.images] for part in digits(500)]
     train = import_module(f"maxnorm_{args.framework}").train
     cases = [Case(radius, dropout) for radius in (None, *args.radius) for dropout in (0.0, args.dropout)]
+    rules = {case: rules_for(case.radius, args.framework, args.free_biases) for case in cases}  # errors come before
 
     start = time.perf_counter()
     results: dict[str, dict[Case, list[Run]]] = {}
@@ -220,8 +223,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             results[network] = {}
             for case in cases:
                 bar.set_description(f"{network}, {case.label}")
-                rules = rules_for(case.radius, args.framework, args.free_biases)
-                runs = train(network, starts, rules, case.dropout, data, epochs[network], bar.update)
+                runs = train(network, starts, rules[case], case.dropout, data, epochs[network], bar.update)
                 results[network][case] = [Run(*run) for run in runs]
     seconds = time.perf_counter() - start
 

@@ -337,7 +337,8 @@ def main(argv: Sequence[str] | None = None) -> None:
                 bar.set_description(f"{task.name}, {count}")
                 results[task.name, count] = experiment(task, count, args.seeds, fit, steps=args.steps, tick=bar.update)
     seconds = time.perf_counter() - start
-    print(f"\n{args.framework}, test error, mean ± deviation over {args.seeds} seeds, {seconds:.0f} s:\n")
+    repeats = f"{args.seeds} seed{'s' * (args.seeds > 1)}"
+    print(f"\n{args.framework}, test error, mean ± deviation over {repeats}, {seconds:.0f} s:\n")
     print(table(results, MODELS, error, reference=True))
     print("\nHow many inequalities are broken on the grid, and by how much at most:\n")
     print(table(results, MODELS, breach, reference=False))

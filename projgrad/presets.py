@@ -156,7 +156,7 @@ def sae(
     for w in chosen:
         if w.named(("encoder", "enc")):
             raise held.error(w, "it is called encoder as well: say by decoder= which is the decoder")
-    return held.rules((w, Tag(UnitNorm(axis=held.outputs(w)), tangent=tangent)) for w in chosen)
+    return held.rules(((w, Tag(UnitNorm(axis=held.outputs(w)), tangent=tangent)) for w in chosen), "decoder")
 
 
 def wgan(critic: Any, clip: float = 0.01, *, but: Rules | None = None) -> dict[Any, Any]:
@@ -377,7 +377,7 @@ def morphology(
         axes = ((-2, -1) if weight.channels_first else (0, 1)) if spatial is None else spatial
         return Extensive(lower, spatial=axes) if centred else non_positive(lower)
 
-    return held.rules((w, element(w)) for w in chosen)
+    return held.rules(((w, element(w)) for w in chosen), "layers")
 
 
 def maxnorm_dropout(model: Any, c: float = 3.0, *, incoming: Known = None, but: Rules | None = None) -> dict[Any, Any]:

@@ -223,7 +223,7 @@ class Weights:
         """The axes of the weights that feed one unit; raises ValueError where they are not known."""
         self.check(weight)
         if isinstance(weight.incoming, str):
-            raise self.error(weight, f"{weight.incoming}. Here, incoming={{{weight.name!r}: axes}} tells them")
+            raise self.error(weight, _to_tell(weight))
         return weight.incoming
 
     def outputs(self, weight: Weight) -> tuple[int, ...]:
@@ -235,7 +235,8 @@ class Weights:
         """Raise ValueError where this is not a weight that a linear layer multiplies with as it is."""
         if weight.kind not in (CONV, DENSE, DEPTHWISE):
             self.check(weight)
-            raise self.error(weight, "it is not known as the weight of a dense layer or a convolution")
+            told_by = f": {_to_tell(weight)}" if weight.is_matrix and isinstance(weight.incoming, str) else ""
+            raise self.error(weight, f"it is not known as the weight of a dense layer or a convolution{told_by}")
 
     def error(self, weight: Weight, why: str, kind: type[TypeError | ValueError] = ValueError) -> Exception:
         """What to raise where the preset does not know what to do with a weight."""
@@ -244,8 +245,12 @@ class Weights:
         ways = f"but={{{weight.name!r}: ...}} says what holds for it, and None leaves it free"
         return kind(f"presets.{self.preset}: {weight.name}{tied}, of shape {weight.shape}: {why}. {ways}")
 
-    def rules(self, chosen: Iterable[tuple[Weight, Constraint | Tag]]) -> dict[Any, Any]:
+    def rules(self, chosen: Iterable[tuple[Weight, Constraint | Tag]], told_by: str = "") -> dict[Any, Any]:
         """The rules for what is chosen, and then those of the user.
+
+        Args:
+            chosen: the weights and what holds for them.
+            told_by: the argument that chose them, for the error.
 
         Raises:
             TypeError: a set has no numbers of the dtype of a parameter.
@@ -268,7 +273,8 @@ class Weights:
             if as_tag(said) != tag:
                 raise self.error(weight, f"as {weight.parameter.name} it has {said}, and as {weight.name} {tag}")
         if not made:
-            raise ValueError(f"presets.{self.preset} selects none of the parameters {self.names}")
+            how = f": say by {told_by}= which they are" if told_by else ""
+            raise ValueError(f"presets.{self.preset} selects none of the parameters {self.names}{how}")
         return made | self.but
 
     def _check_used(self, argument: str, unused: Sequence[str], among: Sequence[Weight]) -> None:
@@ -292,6 +298,11 @@ class Weights:
 def listed(weights: Iterable[Weight]) -> str:
     """Weights with their shapes, for errors."""
     return ", ".join(dict.fromkeys(f"{weight.name} {weight.shape}" for weight in weights)) or "(none)"
+
+
+def _to_tell(weight: Weight) -> str:
+    """Why the axes of a weight are not known, and how to tell them."""
+    return f"{weight.incoming}. Here, incoming={{{weight.name!r}: axes}} tells them"
 
 
 def _as_known(error: Exception) -> type[TypeError | ValueError]:

@@ -37,6 +37,17 @@ def example(monkeypatch):
         sys.modules["torch"].set_num_threads(threads)
 
 
+def test_radii_that_are_many_or_none(example, capsys, tmp_path):
+    maxnorm, picture = example("torch"), tmp_path / "maxnorm.png"
+    options = ["--quick", "--epochs", "1", "--networks", "MLP", "--out", str(picture)]
+    maxnorm.main([*options, "--radius", *"654321"])
+    assert len(table(capsys.readouterr().out)) == 14
+    assert picture.exists()
+    with pytest.raises(ValueError, match="at least 0"):
+        maxnorm.main([*options, "--radius", "-1"])
+    assert "epoch" not in capsys.readouterr().err  # nothing was trained
+
+
 @pytest.mark.parametrize(
     ("framework", "networks"),
     [

@@ -128,4 +128,5 @@ def test_the_two_limits_of_adam(monkeypatch, capsys, tmp_path):
     ends = [metric.adam(in_metric)[-1] for in_metric in (True, False)]
     assert abs(ends[0] - least).max() < 1e-5
     assert abs(ends[1] - least).max() > 0.2
+    assert 0 <= metric.value(ends[0]) - metric.value(least) + 1e-15 < 1e-14  # where both are as low as can be
     assert "above the minimum" in capsys.readouterr().out

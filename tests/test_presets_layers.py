@@ -178,3 +178,22 @@ def test_a_dense_layer_may_call_anything_its_kernel_size() -> None:
         kernel_size = 3
 
     assert presets.edm2(nn.Sequential(Layer(4, 2))) == {"0.weight": pg.UnitNorm(axis=1)}
+
+
+def test_convolutions_of_flax_linen_are_bounded_once_their_axes_are_told() -> None:
+    linen = pytest.importorskip("flax.linen")
+    import jax
+    import jax.numpy as jnp
+
+    import projgrad.optax as po
+
+    model, x = linen.Sequential([linen.Conv(4, (3, 3)), linen.Conv(3, (3, 3))]), jnp.ones((1, 5, 5, 2))
+    params = jax.tree.map(lambda w: 10 * w, model.init(jax.random.key(0), x))
+    for preset in (presets.lipschitz, presets.monotone):
+        with pytest.raises(
+            ValueError, match=r"layers_0/kernel.*incoming=\{'params/layers_0/kernel': axes\} tells them"
+        ):
+            preset(params)
+    projected = po.project_params(params, presets.lipschitz(params, 2.0, incoming={"*/kernel": (0, 1, 2)}))
+    slope = jax.jacobian(lambda y: model.apply(projected, y))(x).reshape(75, 50)
+    assert 0.1 < float(jnp.linalg.norm(slope, 2)) <= 2.0

@@ -247,8 +247,9 @@ def test_a_layer_of_ones_own_wants_axes_or_an_exception() -> None:
 
 def test_what_a_preset_cannot_select_is_an_error() -> None:
     net = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2))
-    for preset in (presets.sae, presets.morphology):
-        with pytest.raises(ValueError, match=rf"presets\.{preset.__name__} selects none of .*0\.weight, 1\.weight"):
+    for preset, told_by in ((presets.sae, "decoder"), (presets.morphology, "layers")):
+        selects = rf"presets\.{preset.__name__} selects none of .*0\.weight, 1\.weight: say by {told_by}= which"
+        with pytest.raises(ValueError, match=selects):
             preset(net)
     with pytest.raises(ValueError, match=r"conv='other'"):
         presets.lipschitz(net, conv="other")
