@@ -212,7 +212,7 @@ def on_host(values: Sequence[Any]) -> list[float]:
     together: dict[Any, list[int]] = {}
     for i, value in enumerate(values):
         if hasattr(value, "dtype"):
-            together.setdefault((str(value.dtype), str(getattr(value, "device", ""))), []).append(i)
+            together.setdefault((str(value.dtype), str(getattr(value, "device", "cpu"))), []).append(i)
     for places in together.values():
         arrays = [native(values[i]) for i in places]
         xp = arrays[0][1]

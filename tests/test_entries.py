@@ -99,7 +99,8 @@ def test_entries_are_rounded_to_the_nearest_number_of_the_grid(
             count = math.floor(number / step)
             unit = precision(dtype).unit
             far = abs(number) >= step * 0.5 / precision(wide).unit
-            near = stored([step * (count + i) for i in (-1, 0, 1, 2)], framework, dtype)
+            levels = stored([step * (count + i) for i in (-1, 0, 1, 2)], NUMPY, wide)  # and rounded twice
+            near = stored(levels, framework, dtype)
             allowed = 2 * precision(wide).unit * abs(number)
             assert abs(rounded - number) <= np.abs(near - number).min() + allowed
             assert (rounded == number) if far else np.abs(near - rounded).min() <= unit * abs(rounded)
