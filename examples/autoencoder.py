@@ -218,6 +218,8 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     args = common.parse(parser, argv, penalties=PENALTIES[:1], steps=20, batch=32, atoms=100, images=500)
     if args.steps % 10:
         parser.error("--steps must be a multiple of ten")
+    if min(args.penalties) < 0:
+        parser.error("--penalties must be at least 0")
     return args
 
 

@@ -335,6 +335,8 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     args = common.parse(parser, argv, **tiny)
     if args.width % (2 * args.heads):
         parser.error("--width must be a multiple of twice --heads")
+    if args.context >= (longest := len(manual()[-1])):
+        parser.error(f"--context must be below {longest}, the characters that were held back")
     return args
 
 

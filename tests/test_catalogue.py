@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 import projgrad as pg
 from projgrad.precision import precision
-from tests.cases import Case, all_cases
+from tests.cases import Case, all_cases, compiled
 from tests.frameworks import (
     FRAMEWORKS,
     IN_PLACE,
@@ -29,21 +29,7 @@ from tests.frameworks import (
 
 CASES = all_cases()
 cases = pytest.mark.parametrize("case", CASES, ids=lambda case: repr(case.constraint))
-
-
-def kind(case: Case) -> tuple[type, Any]:
-    """The set, and how an intersection is projected onto."""
-    return type(case.constraint), getattr(case.constraint, "chosen", None)
-
-
-# What takes seconds to compile: one case of every kind, the others only with "-m slow".
-one_of_each = pytest.mark.parametrize(
-    "case",
-    [
-        pytest.param(c, marks=() if kind(c) not in map(kind, CASES[:i]) else pytest.mark.slow, id=repr(c.constraint))
-        for i, c in enumerate(CASES)
-    ],
-)
+compiled_cases = compiled(CASES)
 SEEDS = st.integers(0, 2**32 - 1)
 
 # What runs without "-m slow": every dtype somewhere. JAX and TensorFlow, which prepare every operation on its own when
@@ -169,7 +155,7 @@ def test_huge_and_tiny_entries(framework: Framework, case: Case) -> None:
     assert same(framework.read(framework.project(case.constraint, y)), found)
 
 
-@one_of_each
+@compiled_cases
 @some([TORCH, TORCH_GRAPH, JAX, TENSORFLOW], slow=(TORCH,))
 def test_compiled_and_eager_agree(framework: Framework, case: Case) -> None:
     shape = case.shapes[-1]
@@ -185,7 +171,7 @@ def test_compiled_and_eager_agree(framework: Framework, case: Case) -> None:
     np.testing.assert_allclose(compiled, eager, rtol=1e-10, atol=case.accuracy * 1e-12 * np.abs(groups).max())
 
 
-@one_of_each
+@compiled_cases
 @some([f for f in FRAMEWORKS if f.gradient], slow=())
 def test_derivatives_are_those_of_differences(framework: Framework, case: Case) -> None:
     assert framework.gradient is not None
@@ -210,7 +196,7 @@ def test_derivatives_are_those_of_differences(framework: Framework, case: Case) 
         np.testing.assert_allclose((gradient * direction).sum(), difference, rtol=1e-4, atol=1e-5)
 
 
-@one_of_each
+@compiled_cases
 @some([f for f in FRAMEWORKS if f.gradient], slow=())
 def test_derivatives_are_finite_at_zero(framework: Framework, case: Case) -> None:
     assert framework.gradient is not None

@@ -134,7 +134,9 @@ COUNTS = {
     ("command", "said"),
     [
         *((f"{name} --{option} 0", "must be at least 1") for name, options in COUNTS.items() for option in options),
+        ("autoencoder --penalties 0.1 -1", "--penalties must be at least 0"),
         ("autoencoder --steps 15", "--steps must be a multiple of ten"),
+        ("characters --context 100000", "--context must be below"),
         ("characters --only other", "invalid choice"),
         ("characters --width 30", "--width must be a multiple of twice --heads"),
         ("moons --fit", "--fit is for --framework keras"),

@@ -292,7 +292,10 @@ def test_sets_without_a_common_point_are_an_error_or_have_a_residual() -> None:
     assert apart.residual(np.array([0.3, 0.2])) > 1
 
 
-@pytest.mark.parametrize("framework", [f for f in FRAMEWORKS if f.compile], ids=repr)
+@pytest.mark.parametrize(
+    "framework",
+    [pytest.param(f, id=repr(f), marks=pytest.mark.slow if f.name == "torch" else ()) for f in FRAMEWORKS if f.compile],
+)
 def test_compiled_code_does_not_raise_but_tells_the_residual(framework: Framework) -> None:
     if framework.missing:
         pytest.skip(f"{framework.needs} is not installed")

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 import projgrad as pg
 from tests import oracles
-from tests.cases import Case, all_cases
+from tests.cases import Case, all_cases, compiled
 from tests.frameworks import FRAMEWORKS, IN_PLACE, JAX, KERAS, NUMPY, TENSORFLOW, TORCH, TORCH_GRAPH, Framework
 
 
@@ -128,7 +128,7 @@ def test_the_nearest_point_in_all_frameworks(framework: Framework, case: Case) -
         check(case, "float64", group, weight, point)
 
 
-@cases
+@compiled(COUPLED)
 def test_compiled_by_torch(case: Case) -> None:
     if TORCH_GRAPH.missing:
         pytest.skip(f"{TORCH_GRAPH.needs} is not installed")

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import pytest
 
 import projgrad as pg
 
@@ -82,3 +83,18 @@ def all_cases() -> list[Case]:
     """The cases of all modules of this package."""
     modules = [importlib.import_module(f"{__name__}.{found.name}") for found in pkgutil.iter_modules(__path__)]
     return [case for module in modules for case in module.CASES]
+
+
+def compiled(cases: Sequence[Case]) -> Any:
+    """The cases, as a parameter of tests that compile for seconds: with "-m slow" all of them, else one of every kind.
+
+    A kind is a set, and for an intersection how it is projected onto; those ways that take a minute are slow, too.
+    """
+    chosen, known = [], set()
+    for case in cases:
+        method = getattr(case.constraint, "chosen", None)
+        kind = type(case.constraint), method
+        slow = kind in known or method in ("admm", "dual root")
+        known.add(kind)
+        chosen.append(pytest.param(case, id=repr(case.constraint), marks=pytest.mark.slow if slow else ()))
+    return pytest.mark.parametrize("case", chosen)
