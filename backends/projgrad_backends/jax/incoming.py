@@ -101,6 +101,6 @@ def by_name(name: str, ndim: int) -> Axes | str:
     if last in ("kernel", "embedding"):
         return (
             f'axis="incoming" is ambiguous for a {last} of {ndim} dimensions where the layer is not known: give axes '
-            "as numbers, or the nnx.Module that has the layers"
+            f"as numbers, or pass model= (an nnx.Module)"
         )
     return f'axis="incoming" is not known for {last!r}: {_NUMBERS}'
